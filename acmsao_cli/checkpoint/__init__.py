@@ -1,0 +1,1 @@
+"""Files a run is continued from, each whole or absent."""

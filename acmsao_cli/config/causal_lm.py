@@ -1,0 +1,71 @@
+"""What a recipe for a causal language model says beyond the common parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from acmsao_cli.config.sections import (
+    Count,
+    DataSection,
+    Full,
+    Lora,
+    ModelSection,
+    OutputSection,
+    RecipeBase,
+    Section,
+)
+
+
+class CausalLmModel(ModelSection):
+    """A transformers causal language model with its tokenizer."""
+
+    family: Literal["causal_lm"]
+
+
+class TextData(DataSection):
+    """Chats, instructions or plain text."""
+
+    format: Literal["auto", "messages", "instruction", "text"] = Field(
+        "auto",
+        description="messages: chats in .jsonl; instruction: instruction, input, output in .jsonl; "
+        "text: a text field in .jsonl, or .txt files",
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(2048, description="tokens per example")
+    over_long: Literal["truncate", "drop"] = Field(
+        "truncate", description="what happens to examples above max_length"
+    )
+    train_on: Literal["answers", "everything"] = Field(
+        "answers", description="answers: prompts are read but not learned; plain text always counts"
+    )
+
+
+class TextSamples(Section):
+    """Answers before, during and after training, to the same prompts, decoded greedily."""
+
+    prompts: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="one answer each"
+    )
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between samples; 0: only before and after"
+    )
+    max_new_tokens: Count = Field(64, description="tokens per answer at most")
+
+
+class CausalLmOutput(OutputSection):
+    """Files other programs read; each is loaded back before the run is called done."""
+
+    formats: Annotated[tuple[Literal["peft", "transformers"], ...], Field(strict=False)] = Field(
+        (), description="LoRA: peft; full: transformers; empty is all of the method's"
+    )
+
+
+class CausalLmRecipe(RecipeBase):
+    """A training of a causal language model."""
+
+    model: CausalLmModel
+    method: Annotated[Lora | Full, Field(discriminator="kind")]
+    data: TextData
+    samples: TextSamples = TextSamples()
+    output: CausalLmOutput = CausalLmOutput()

@@ -1,0 +1,44 @@
+"""A recipe of any family, and what a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from acmsao_cli.config.causal_lm import CausalLmRecipe
+from acmsao_cli.config.sdxl import SdxlRecipe
+
+Recipe = SdxlRecipe | CausalLmRecipe
+
+# The value of `model.family` decides which schema the rest is held to.
+FAMILIES: dict[str, type[SdxlRecipe] | type[CausalLmRecipe]] = {
+    "sdxl": SdxlRecipe,
+    "causal_lm": CausalLmRecipe,
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: `layer` is default, preset, recipe or set; `place` a file and line, or the argument."""
+
+    layer: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A recipe with everything decided, each value with its origin.
+
+    `origins` maps dotted paths of leaves ("optimizer.lr") to their origin. `name` is the recipe's name, used for the
+    run folder; `preset` is the preset's name, if one was chosen. Relative paths inside `recipe` (model.source,
+    data.source) are already made absolute against the folder of the file that named them.
+    """
+
+    name: str
+    recipe: Recipe
+    origins: dict[str, Origin]
+    preset: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as they would stand in a YAML file."""
+        return self.recipe.model_dump(mode="json")

@@ -1,0 +1,169 @@
+"""The parts of a recipe that every model family shares.
+
+Every field says what it means, in which unit; the JSON schema, `acmsao recipes show` and docs/recipes.md are made from
+these texts. A field that only one family knows lives in that family's file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Rounding = Literal["stochastic", "nearest"]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe: unknown keys and values of the wrong type are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """Which model, from where."""
+
+    source: str = Field(
+        min_length=1,
+        description="a folder, a single-file .safetensors, a hub id, or builtin:NAME",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="dtype of the weights; auto is bf16 on a GPU that has it, fp32 on a CPU"
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters (arXiv:2106.09685); the base stays frozen."""
+
+    kind: Literal["lora"]
+    rank: Count = Field(16, description="rank of the adapters")
+    alpha: PositiveFloat | None = Field(
+        None, description="scale numerator; the adapter is multiplied by alpha / rank; none is rank"
+    )
+    dropout: Fraction = Field(0.0, description="dropout on the adapters' inputs")
+    targets: (
+        Literal["attention", "all-linear"]
+        | Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    ) = Field(
+        "all-linear",
+        description="layers that get an adapter: attention, all-linear, or a list of name endings",
+    )
+    dora: bool = Field(
+        False, description="learn a magnitude beside the direction (arXiv:2402.09353)"
+    )
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) (arXiv:2312.03732)")
+
+
+class Full(Section):
+    """Every weight is trained."""
+
+    kind: Literal["full"]
+
+
+class DataSection(Section):
+    """Where the examples come from."""
+
+    source: str = Field(min_length=1, description="a folder or file, or builtin:NAME")
+
+
+class OptimizerSection(Section):
+    """The five stations: gradient edits, rule, direction edits, decay, write."""
+
+    name: str = Field("adamw", description="the rule; `acmsao optimizers list` names them")
+    lr: PositiveFloat = Field(1e-4, description="peak learning rate")
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = Field(
+        None, description="decay rates of the moments; none is the rule's own"
+    )
+    eps: PositiveFloat | None = Field(
+        None, description="added to the denominator; none is the rule's own"
+    )
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        0.0, description="decoupled decay, times the learning rate"
+    )
+    momentum: str = Field("ema", description="what the rule takes as momentum")
+    storage: str = Field("fp32", description="how state is kept: fp32, bf16 or factored (1 bit)")
+    gradient_edits: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="applied to the gradient before the rule, in order"
+    )
+    direction_edits: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="applied to the update after the rule, in order"
+    )
+    rounding: Rounding = Field(
+        "stochastic", description="how updates of bf16 weights are rounded; fp32 weights need none"
+    )
+    fused_backward: bool = Field(
+        False, description="step each weight during backward, so that gradients never pile up"
+    )
+
+
+class ScheduleSection(Section):
+    """The learning rate's course over the steps."""
+
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up: constant, or linear or cosine down to zero"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps of linear rise from zero"
+    )
+
+
+class TrainingSection(Section):
+    """How long and in which portions."""
+
+    steps: Count | None = Field(
+        None, description="optimizer steps; exactly one of steps and epochs"
+    )
+    epochs: Count | None = Field(None, description="passes over the data")
+    batch_size: Count = Field(1, description="examples per micro-batch")
+    accumulation: Count = Field(1, description="micro-batches per optimizer step")
+    clip_norm: PositiveFloat | None = Field(
+        1.0, description="bound on the global gradient norm; null for none"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in backward: less memory, about a third more time"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="everything random follows from this, the step and the example"
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N"
+    )
+
+
+class MemorySection(Section):
+    """What the run may take."""
+
+    budget_gb: PositiveFloat | None = Field(
+        None,
+        description="refuse to start when the predicted peak is above this many GB (1e9 bytes)",
+    )
+
+
+class CheckpointSection(Section):
+    """What is kept for resuming."""
+
+    every: Count = Field(200, description="steps between checkpoints; the last step always has one")
+    keep: Count = Field(2, description="how many of the newest are kept")
+
+
+class OutputSection(Section):
+    """What is left at the end."""
+
+    dtype: Literal["same", "fp16", "bf16", "fp32"] = Field(
+        "same", description="dtype of exported weights; same is that of the trained weights"
+    )
+    metadata: bool = Field(True, description="write training facts into the files' headers")
+
+
+class RecipeBase(Section):
+    """What every recipe has, whatever it trains."""
+
+    about: str = Field("", description="one line for `acmsao recipes list`")
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    training: TrainingSection = TrainingSection()
+    memory: MemorySection = MemorySection()
+    checkpoint: CheckpointSection = CheckpointSection()

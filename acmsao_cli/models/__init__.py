@@ -1,0 +1,1 @@
+"""Model families: loading, the loss, sampling, and the files other programs read."""

@@ -1,0 +1,154 @@
+"""What a model family must offer so that the engine can train it.
+
+The engine knows nothing about pictures or tokens: it opens a `Trainee`, has the examples encoded once, and then asks for
+batches and their losses. The same `Trainee` on the meta device, without weights, is what the planner traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from acmsao_cli.config.recipe import Recipe
+from acmsao_cli.data.base import Example
+from acmsao_cli.data.randomness import Draw
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trainable weights that share a learning rate; None is the recipe's. Names are unique in the whole model."""
+
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-batch needs, on the training device.
+
+    `weight` is the number of units its loss sums over (pictures, or trained tokens); `inputs` is the family's own.
+    """
+
+    weight: float
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model makes of a prompt: a picture or a text."""
+
+    prompt: str
+    image: Image.Image | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What exported files say about the training in their headers."""
+
+    name: str
+    steps: int
+    num_examples: int
+    learning_rate: float
+    optimizer: str
+    seed: int
+    resolution: int | None = None
+    loss: float | None = None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file or folder that was written and loaded back: what it is, and how close it came back.
+
+    `max_error` is the largest difference between a trained weight (after the cast to the file's dtype) and what the
+    target library read from the file.
+    """
+
+    path: Path
+    format: str
+    used_by: str
+    max_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What can be said of a model before its weights are read.
+
+    `parameters` counts weights by component ({"unet": 2567463684, ...}); `details` are words for a person
+    ({"prediction": "epsilon", ...}).
+    """
+
+    family: str
+    source: str
+    path: Path
+    kind: str
+    parameters: Mapping[str, int]
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """The progress callback of a caller that shows none."""
+
+
+class Trainee(Protocol):
+    """A model with its training method applied."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The trainable weights, named, in an order that never changes."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Every module that takes part in training's forward pass, by component name."""
+
+    def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Any]:
+        """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once."""
+
+    def group_key(self, item: Any) -> Hashable:
+        """Items of one batch must agree on this (the bucket of a picture)."""
+
+    def collate(self, items: Sequence[Any], draws: Sequence[Draw]) -> Batch:
+        """A batch of items, each with its own random numbers."""
+
+    def meta_batch(self, batch_size: int) -> Batch:
+        """A batch of the largest shape the recipe allows, without values, on this trainee's device."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The summed loss over the batch's units: a 0-d fp32 tensor to run backward from."""
+
+    def sample(self) -> Iterable[Sample]:
+        """What the model makes of the recipe's prompts now; leaves training state and random streams as they were."""
+
+    def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:
+        """Write every output format of the recipe into `directory` and load each back.
+
+        Raises OutputError where a file does not come back as it was written.
+        """
+
+
+class ModelFamily(Protocol):
+    """A kind of model: how to look at one, how to open one."""
+
+    name: str
+
+    def facts(self, recipe: Recipe) -> Facts:
+        """Read configuration files and safetensors headers only. Raises ModelError."""
+
+    def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Trainee:
+        """Load the model and apply the recipe's method. On the meta device no weights are read. Raises ModelError."""
+
+    def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
+        """For each example, a text that shows what training will see of it. Needs no weights."""
