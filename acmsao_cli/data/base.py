@@ -41,7 +41,7 @@ Example = ImageExample | TextExample
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one file or line. An `error` stops a training, a `warning` is only told."""
+    """Something wrong with one file or line. An error stops a training, a warning does not."""
 
     place: str
     message: str
@@ -50,7 +50,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that was found at a source: its examples in a stable order, and what is wrong with the rest."""
+    """All that was found at a source: examples in a stable order, and what is wrong with others."""
 
     format: str
     examples: tuple[Example, ...]

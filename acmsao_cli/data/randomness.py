@@ -1,7 +1,7 @@
 """Randomness as a function of (seed, purpose, numbers), never of a running generator.
 
-A run that is resumed, or that accumulates its batch in other portions, then draws the same noise for the same example
-without any generator's state being saved.
+A run that is resumed, or that accumulates its batch in other portions, then draws the same noise
+for the same example without any generator's state being saved.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
 class Draw:
     """The random numbers that belong to one example at one point of the run.
 
-    `ordinal` counts the examples drawn since the start of training, so an example seen again draws anew.
+    `ordinal` counts the examples drawn since the start of training: one seen again draws anew.
     """
 
     seed: int
