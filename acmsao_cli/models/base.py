@@ -1,7 +1,8 @@
 """What a model family must offer so that the engine can train it.
 
-The engine knows nothing about pictures or tokens: it opens a `Trainee`, has the examples encoded once, and then asks for
-batches and their losses. The same `Trainee` on the meta device, without weights, is what the planner traces.
+The engine knows nothing about pictures or tokens: it opens a `Trainee`, has the examples encoded
+once, and then asks for batches and their losses. The same `Trainee` on the meta device, without
+weights, is what the planner traces.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Trainable weights that share a learning rate; None is the recipe's. Names are unique in the whole model."""
+    """Trainable weights that share a learning rate; None is the recipe's.
+
+    Names are unique in the whole model.
+    """
 
     parameters: tuple[tuple[str, nn.Parameter], ...]
     lr: float | None = None
@@ -34,7 +38,8 @@ class ParameterGroup:
 class Batch:
     """What one micro-batch needs, on the training device.
 
-    `weight` is the number of units its loss sums over (pictures, or trained tokens); `inputs` is the family's own.
+    `weight` is the number of units its loss sums over (pictures, or trained tokens); `inputs` is
+    the family's own.
     """
 
     weight: float
@@ -69,8 +74,8 @@ class TrainingFacts:
 class Exported:
     """A file or folder that was written and loaded back: what it is, and how close it came back.
 
-    `max_error` is the largest difference between a trained weight (after the cast to the file's dtype) and what the
-    target library read from the file.
+    `max_error` is the largest difference between a trained weight (after the cast to the file's
+    dtype) and what the target library read from the file.
     """
 
     path: Path
@@ -83,8 +88,8 @@ class Exported:
 class Facts:
     """What can be said of a model before its weights are read.
 
-    `parameters` counts weights by component ({"unet": 2567463684, ...}); `details` are words for a person
-    ({"prediction": "epsilon", ...}).
+    `parameters` counts weights by component ({"unet": 2567463684, ...}); `details` are words for a
+    person ({"prediction": "epsilon", ...}).
     """
 
     family: str
@@ -124,13 +129,16 @@ class Trainee(Protocol):
         """A batch of items, each with its own random numbers."""
 
     def meta_batch(self, batch_size: int) -> Batch:
-        """A batch of the largest shape the recipe allows, without values, on this trainee's device."""
+        """A batch of the largest shape the recipe allows, without values, on this device."""
 
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss over the batch's units: a 0-d fp32 tensor to run backward from."""
 
     def sample(self) -> Iterable[Sample]:
-        """What the model makes of the recipe's prompts now; leaves training state and random streams as they were."""
+        """What the model makes of the recipe's prompts now.
+
+        Training state and random streams are left as they were.
+        """
 
     def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:
         """Write every output format of the recipe into `directory` and load each back.
@@ -148,7 +156,10 @@ class ModelFamily(Protocol):
         """Read configuration files and safetensors headers only. Raises ModelError."""
 
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Trainee:
-        """Load the model and apply the recipe's method. On the meta device no weights are read. Raises ModelError."""
+        """Load the model and apply the recipe's method; no weights are read on the meta device.
+
+        Raises ModelError.
+        """
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
         """For each example, a text that shows what training will see of it. Needs no weights."""

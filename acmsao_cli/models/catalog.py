@@ -1,4 +1,4 @@
-"""Families by name; each is imported when it is first asked for, since the model libraries take seconds."""
+"""Families by name; each is imported when first asked for: the model libraries take seconds."""
 
 from __future__ import annotations
 
