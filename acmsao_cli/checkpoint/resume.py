@@ -1,0 +1,93 @@
+"""What a run's state is made of, and whether a recipe may continue it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acmsao_cli.checkpoint.store import Checkpoint
+from acmsao_cli.errors import CheckpointError
+
+WEIGHTS = "weights"
+OPTIMIZER = "optimizer"
+
+# These may differ between the run that saved and the run that continues: they do not change what a
+# step computes. Everything else would silently make it another run.
+FREE_TO_CHANGE = (
+    "about",
+    "training.steps",
+    "training.epochs",
+    "training.device",
+    "training.gradient_checkpointing",
+    "optimizer.storage",
+    "optimizer.fused_backward",
+    "memory",
+    "checkpoint",
+    "samples",
+    "output",
+)
+
+
+def trained_tensors(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The weights to save, by name."""
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def restore_weights(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Copy saved weights into `parameters`; names, shapes and dtypes must be the same."""
+    saved = checkpoint.tensors(WEIGHTS)
+    if missing := sorted(parameters.keys() ^ saved.keys()):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} holds other weights: {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
+            hint="the model or the method differs from the run's; --resume never starts afresh",
+        )
+    for name, parameter in parameters.items():
+        value = saved[name]
+        if value.shape != parameter.shape or value.dtype != parameter.dtype:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: `{name}` is {describe(value)}, "
+                f"the model has {describe(parameter)}",
+                hint="the model or its dtype differs from the run's; --resume never starts afresh",
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+
+
+def describe(tensor: Tensor) -> str:
+    """Dtype and shape in words."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The settings that differ and may; raises CheckpointError naming those that may not."""
+    before, now = flatten(saved), flatten(wanted)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    free = [key for key in changed if is_free(key)]
+    if refused := [key for key in changed if not is_free(key)]:
+        lines = [f"  {key}: {before.get(key)} in the run, {now.get(key)} now" for key in refused]
+        raise CheckpointError(
+            "the recipe differs from the run that would be continued\n" + "\n".join(lines),
+            hint="put the values back, or start another run with --resume never",
+        )
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in free]
+
+
+def is_free(key: str) -> bool:
+    """Whether the setting at dotted path `key` may change in mid-run."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

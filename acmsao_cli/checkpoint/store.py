@@ -1,0 +1,154 @@
+"""Checkpoints of which every one on disk is whole.
+
+A checkpoint is a folder `step-00000200`: safetensors files and, written last, `manifest.json` with
+each file's size and sha256. It is built under a temporary name beside its place, flushed to the
+disk, and renamed: a crash leaves the old checkpoints and perhaps a temporary folder, which the next
+start removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from acmsao_cli.checkpoint.files import flush_folder, flushed, writing
+from acmsao_cli.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk, verified when it was opened."""
+
+    path: Path
+    step: int
+    header: Mapping[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of the file `name`.safetensors, on the CPU."""
+        file = self.path / f"{name}.safetensors"
+        try:
+            return dict(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run; the newest `keep` are kept."""
+
+    folder: Path
+    keep: int
+
+    def save(
+        self, step: int, files: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]
+    ) -> Path:
+        """Write a checkpoint, make it visible at once, then remove the oldest above `keep`."""
+        target = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{target.name}.tmp"
+        if target.exists():  # the same run at the same step: the same bits
+            return target
+        with writing(self.folder):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for name, tensors in files.items():
+                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+                save_file(contiguous, temporary / f"{name}.safetensors")
+            entries = {
+                file.name: {"bytes": file.stat().st_size, "sha256": sha256(flushed(file))}
+                for file in sorted(temporary.iterdir())
+            }
+            manifest = {"format": FORMAT, "step": step, "files": entries, "header": dict(header)}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            flushed(temporary / MANIFEST)
+            flush_folder(temporary)
+            os.replace(temporary, target)
+            flush_folder(self.folder)
+        self.prune()
+        return target
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        if not self.folder.is_dir():
+            return []
+        matches = (NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def prune(self) -> None:
+        """Remove all but the newest `keep`."""
+        for step in self.steps()[: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
+
+    def discard_after(self, step: int) -> None:
+        """Remove checkpoints newer than `step`: the run goes on from there on another path."""
+        for newer in self.steps():
+            if newer > step:
+                shutil.rmtree(self.folder / f"step-{newer:08d}", ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Delete what a crash left unfinished."""
+        for leftover in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint, verified; None if there is none. Raises CheckpointError."""
+        steps = self.steps()
+        return open_checkpoint(self.folder / f"step-{steps[-1]:08d}") if steps else None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint at `path`: every file present, of its size and hash."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version, step, header = manifest["format"], int(manifest["step"]), manifest["header"]
+        entries = {str(name): dict(entry) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it has no {MANIFEST}",
+            hint="name a folder like RUN/checkpoints/step-00000200",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {path / MANIFEST} cannot be read: {error}") from None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} has format {version}; this version of acmsao reads {FORMAT}"
+        )
+    for name, entry in entries.items():
+        check_file(path / name, entry)
+    return Checkpoint(path, step, header)
+
+
+def check_file(file: Path, entry: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless `file` is what the manifest says."""
+    if not file.is_file():
+        raise CheckpointError(f"checkpoint file {file} is missing", hint=OLDER)
+    if file.stat().st_size != entry.get("bytes"):
+        raise CheckpointError(
+            f"checkpoint file {file} has {file.stat().st_size} bytes, not {entry.get('bytes')}",
+            hint=OLDER,
+        )
+    if sha256(file) != entry.get("sha256"):
+        raise CheckpointError(f"checkpoint file {file} was changed or damaged", hint=OLDER)
+
+
+OLDER = "resume from an older one: --resume RUN/checkpoints/step-NNNNNNNN; or --resume never"
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

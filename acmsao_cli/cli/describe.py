@@ -1,0 +1,99 @@
+"""A run in words: what it is about to do, and what to type after it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from acmsao_cli.engine.events import Finished, Started
+from acmsao_cli.engine.report import human_bytes, human_count, joined
+
+if TYPE_CHECKING:
+    from acmsao_cli.config.recipe import Recipe, RunConfig
+    from acmsao_cli.engine.folder import Place
+    from acmsao_cli.memory.planner import MemoryPlan
+
+
+def describe_start(config: RunConfig, place: Place, made: MemoryPlan, num_examples: int) -> Started:
+    """The run as the user should recognise it before the first weight is loaded."""
+    recipe = config.recipe
+    facts = {
+        "model": model_words(made),
+        "method": method_words(recipe, made),
+        "optimizer": optimizer_words(recipe),
+        "data": f"{num_examples} examples from {recipe.data.source}",
+        "training": training_words(recipe),
+        "memory": memory_words(made),
+        "output": str(place.folder.path),
+    }
+    if config.preset:
+        facts["preset"] = config.preset
+    return Started(
+        name=config.name,
+        folder=place.folder.path,
+        facts=facts,
+        predicted_bytes=made.peak_bytes,
+        resumed_from=place.checkpoint.step if place.checkpoint else None,
+    )
+
+
+def model_words(made: MemoryPlan) -> str:
+    """Source, family, size, dtype and device."""
+    sizes = joined(f"{name} {human_count(n)}" for name, n in made.facts.parameters.items())
+    details = joined(f"{key} {value}" for key, value in made.facts.details.items())
+    dtype = str(made.dtype).removeprefix("torch.")
+    parts = (made.facts.family, sizes, details, f"{dtype} on {made.device}")
+    return f"{made.facts.source} ({joined(parts)})"
+
+
+def method_words(recipe: Recipe, made: MemoryPlan) -> str:
+    """What is trained, and how much of it."""
+    trained = f"{human_count(made.trained_parameters)} parameters trained"
+    method = recipe.method
+    if method.kind == "full":
+        return f"full weights, {trained}"
+    targets = method.targets if isinstance(method.targets, str) else joined(method.targets)
+    kind = "DoRA" if method.dora else "LoRA"
+    return f"{kind} rank {method.rank} on {targets}, {trained}"
+
+
+def optimizer_words(recipe: Recipe) -> str:
+    """Rule, state, rate and course."""
+    wanted = recipe.optimizer
+    edits = (*wanted.gradient_edits, *wanted.direction_edits)
+    return joined(
+        (
+            wanted.name,
+            f"{wanted.storage} state",
+            joined(edits),
+            "stepped during backward" if wanted.fused_backward else "",
+            f"learning rate {wanted.lr:g}",
+            recipe.schedule.kind,
+        )
+    )
+
+
+def training_words(recipe: Recipe) -> str:
+    """How long and in which portions."""
+    training = recipe.training
+    length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
+    portions = f"batch {training.batch_size}"
+    if training.accumulation > 1:
+        portions += f" x {training.accumulation}"
+    checkpointing = "gradient checkpointing" if training.gradient_checkpointing else ""
+    return joined((length, portions, checkpointing, f"seed {training.seed}"))
+
+
+def memory_words(made: MemoryPlan) -> str:
+    """The predicted peak and its parts."""
+    parts = joined(f"{name} {human_bytes(size)}" for name, size in made.by_category.items())
+    return f"{human_bytes(made.peak_bytes)} predicted for tensors ({parts})"
+
+
+def next_command(event: Finished) -> str:
+    """What a user types next: from the quickstarts to a recipe of their own, else to the result."""
+    summary = event.summary
+    if str(summary.get("model", "")).startswith("builtin:"):
+        recipe = "sdxl-lora" if summary.get("family") == "sdxl" else "llm-lora"
+        return f"acmsao recipes copy {recipe} my-{recipe}.yaml"
+    return f"ls {shlex.quote(str(event.folder / 'final'))}"

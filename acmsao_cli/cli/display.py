@@ -1,0 +1,228 @@
+"""What a run looks like to a person at a terminal, and to a program that reads its lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+from acmsao_cli.engine.events import (
+    Event,
+    Finished,
+    Listener,
+    Notice,
+    Saved,
+    Started,
+    StepDone,
+    Working,
+)
+from acmsao_cli.engine.report import human_bytes
+
+# A log without a terminal gets a line at most this often.
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def both(*listeners: Listener) -> Listener:
+    """One listener that tells several."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+def json_lines(stream: TextIO) -> Listener:
+    """Each event as one JSON object on a line: {"event": "step", ...}."""
+
+    def tell(event: Event) -> None:
+        stream.write(json.dumps(event_as_dict(event)) + "\n")
+        stream.flush()
+
+    return tell
+
+
+EVENT_NAMES = {
+    Started: "started",
+    Working: "working",
+    StepDone: "step",
+    Saved: "saved",
+    Notice: "notice",
+    Finished: "finished",
+}
+
+
+def event_as_dict(event: Event) -> dict[str, Any]:
+    """The event's fields as plain values, with its name."""
+    values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return {"event": EVENT_NAMES[type(event)], **plain}
+
+
+class RateColumn(ProgressColumn):
+    """Loss, speed, time left and memory of the last step."""
+
+    def render(self, task: Task) -> Text:
+        """The figures, once there is a step."""
+        step = task.fields.get("last")
+        if step is None:
+            return Text("")
+        return Text(step_figures(step, task.fields["pace"]), style="cyan")
+
+
+def step_figures(step: StepDone, seconds_per_step: float) -> str:
+    """The figures of a step on one line."""
+    left = round(seconds_per_step * (step.total_steps - step.step))
+    return (
+        f"loss {step.loss:.4f}  {pace_words(seconds_per_step)}  "
+        f"{clock(left)} left  {human_bytes(step.memory_bytes)}"
+    )
+
+
+def pace_words(seconds_per_step: float) -> str:
+    """Steps in a second, or seconds for a step, whichever is above one."""
+    if seconds_per_step <= 1:
+        return f"{1 / max(seconds_per_step, 1e-9):.1f} it/s"
+    return f"{seconds_per_step:.1f} s/it"
+
+
+def clock(seconds: int) -> str:
+    """1:05, or 2:03:04."""
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Display:
+    """A run on a terminal: what it will do, a live bar, and what came of it.
+
+    Use as a context manager: the bar is taken down however the run ends.
+    """
+
+    def __init__(self, console: Console, next_command: Callable[[Finished], str]) -> None:
+        self.console = console
+        self.next_command = next_command
+        self.live = console.is_terminal
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            RateColumn(),
+            console=console,
+            transient=True,
+            disable=not self.live,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.pace = 0.0
+        self.said_at = 0.0
+
+    def __enter__(self) -> Display:
+        """Start the live part."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the live part down."""
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        match event:
+            case Started():
+                self.show_start(event)
+            case Working():
+                self.show_work(event)
+            case StepDone():
+                self.show_step(event)
+            case Saved(kind="checkpoint"):
+                if not self.live:
+                    self.console.print(f"saved {event.path}", markup=False, soft_wrap=True)
+            case Notice():
+                self.console.print(f"[yellow]note:[/] {escape(event.text)}", soft_wrap=True)
+            case Finished():
+                self.show_end(event)
+
+    def show_start(self, event: Started) -> None:
+        """What is about to be done."""
+        self.console.print(f"[bold]acmsao train {escape(event.name)}[/]")
+        self.show_table(event.facts)
+        if event.resumed_from is not None:
+            self.console.print(f"  continuing at step {event.resumed_from}")
+
+    def show_table(self, facts: Mapping[str, str]) -> None:
+        """Names and values in two columns."""
+        width = max(len(name) for name in facts)
+        for name, value in facts.items():
+            self.console.print(f"  [dim]{name:<{width}}[/]  {escape(value)}", soft_wrap=True)
+
+    def show_work(self, event: Working) -> None:
+        """A bar for the time the work takes."""
+        if not self.live:
+            if event.done == 0:
+                self.console.print(f"{event.task} ...", markup=False)
+            return
+        if event.done >= event.total:
+            task = self.tasks.pop(event.task, None)
+            if task is not None:
+                self.progress.remove_task(task)
+            return
+        if event.task not in self.tasks:
+            self.tasks[event.task] = self.progress.add_task(event.task, total=event.total)
+        self.progress.update(self.tasks[event.task], completed=event.done)
+
+    def show_step(self, event: StepDone) -> None:
+        """Move the bar; without a terminal, a line now and then."""
+        self.pace = event.seconds if not self.pace else 0.9 * self.pace + 0.1 * event.seconds
+        if not self.live:
+            now = time.monotonic()
+            if now - self.said_at >= SECONDS_BETWEEN_LINES or event.step == event.total_steps:
+                self.said_at = now
+                figures = step_figures(event, self.pace)
+                self.console.print(
+                    f"step {event.step}/{event.total_steps}  {figures}", markup=False
+                )
+            return
+        if "training" not in self.tasks:
+            self.tasks["training"] = self.progress.add_task(
+                "training", total=event.total_steps, pace=self.pace, last=None
+            )
+        self.progress.update(
+            self.tasks["training"], completed=event.step, last=event, pace=self.pace
+        )
+
+    def show_end(self, event: Finished) -> None:
+        """What came of the run, where it lies, and what to type next."""
+        self.progress.stop()
+        summary = event.summary
+        self.console.print(f"[bold green]done[/] in {clock(round(summary['seconds']))}")
+        self.show_table(end_facts(event))
+        self.console.print(f"  next: [bold]{escape(self.next_command(event))}[/]", soft_wrap=True)
+
+
+def end_facts(event: Finished) -> dict[str, str]:
+    """The summary in words."""
+    summary, folder = event.summary, event.folder
+    facts = {}
+    if summary["loss_from"] is not None:
+        facts["loss"] = f"{summary['loss_from']:.4f} -> {summary['loss_to']:.4f}"
+    facts["peak memory"] = human_bytes(summary["peak_memory_bytes"])
+    if summary["comparison"]:
+        facts["before/after"] = str(folder / summary["comparison"])
+    for file in summary["files"]:
+        facts[file["format"]] = f"{folder / file['path']}  ({file['used_by']})"
+    return facts
+
+
+def open_console(*, to_stderr: bool) -> Console:
+    """A console on stdout, or on stderr where stdout belongs to machine-readable lines."""
+    return Console(stderr=to_stderr, highlight=False, file=None if to_stderr else sys.stdout)

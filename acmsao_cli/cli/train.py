@@ -1,0 +1,116 @@
+"""`acmsao train`: from a recipe to a trained model, in a straight line."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acmsao_cli.cli.quiet import quiet_libraries
+from acmsao_cli.config.layers import Request, resolve
+
+if TYPE_CHECKING:
+    from acmsao_cli.config.recipe import RunConfig
+    from acmsao_cli.engine.events import Listener
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or path of a YAML file.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", metavar="NAME", help="16gb, 24gb, 80gb, cpu, or a path."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value; may be repeated."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="JSON lines on stdout; text for people goes to stderr.")
+]
+
+
+def train(
+    recipe: RecipeArgument,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Run folder; else runs/RECIPE-NNN."),
+    ] = None,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="auto|never|PATH", help="Continue an unfinished run, or a given one."),
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, plan, and stop before loading.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a model as RECIPE says."""
+    config = resolve(Request(recipe, preset, tuple(settings or ())))
+    quiet_libraries()
+    with ExitStack() as stack:
+        listener = listen(stack, json)
+        if dry_run:
+            rehearse(config, output, resume, listener)
+        else:
+            run(config, output, resume, listener)
+
+
+def listen(stack: ExitStack, json: bool) -> Listener:
+    """The display, and with --json the lines beside it."""
+    from acmsao_cli.cli.describe import next_command
+    from acmsao_cli.cli.display import Display, both, json_lines, open_console
+
+    display = stack.enter_context(Display(open_console(to_stderr=json), next_command))
+    return both(display, json_lines(sys.stdout)) if json else display
+
+
+def rehearse(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
+    """Everything up to the loading of weights; nothing is written."""
+    from acmsao_cli.cli.describe import describe_start
+    from acmsao_cli.data.reading import read, require
+    from acmsao_cli.engine.events import Notice
+    from acmsao_cli.engine.folder import choose_place
+    from acmsao_cli.memory.planner import plan, require_fit
+
+    place = choose_place(config.name, output, resume, config.recipe.checkpoint.keep)
+    examples = require(read(config.recipe.data))
+    made = plan(config)
+    listener(describe_start(config, place, made, len(examples)))
+    require_fit(made, config.recipe)
+    listener(Notice("dry run: nothing was loaded or written"))
+
+
+def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
+    """Plan, assemble, train; or say that it is already done."""
+    from acmsao_cli.cli.describe import describe_start
+    from acmsao_cli.data.reading import read, require
+    from acmsao_cli.engine.assemble import assemble, restore
+    from acmsao_cli.engine.events import Finished, Notice
+    from acmsao_cli.engine.folder import choose_place
+    from acmsao_cli.engine.loop import train as train_run
+    from acmsao_cli.engine.report import write_recipe
+    from acmsao_cli.engine.signals import stop_on_signal
+    from acmsao_cli.memory.planner import plan, require_fit
+
+    place = choose_place(config.name, output, resume, config.recipe.checkpoint.keep)
+    if place.finished:
+        listener(Notice(f"already done: {place.folder.path}"))
+        listener(Finished(place.folder.path, place.folder.summary() or {}))
+        return
+    with stop_on_signal() as stop:
+        examples = require(read(config.recipe.data))
+        made = plan(config)
+        start = describe_start(config, place, made, len(examples))
+        listener(start)
+        require_fit(made, config.recipe)
+        with place.folder.locked():
+            write_recipe(config, place.folder.recipe, start.facts)
+            prepared = assemble(config, examples, listener)
+            if place.checkpoint:
+                restore(prepared, place.checkpoint, listener)
+            train_run(prepared, place.folder, stop, listener)

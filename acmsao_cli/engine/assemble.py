@@ -1,0 +1,134 @@
+"""From a configuration to the objects of a run: the only place where the two meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from acmsao_cli.checkpoint.resume import (
+    OPTIMIZER,
+    WEIGHTS,
+    require_same_recipe,
+    restore_weights,
+    trained_tensors,
+)
+from acmsao_cli.checkpoint.store import Checkpoint
+from acmsao_cli.config.recipe import RunConfig
+from acmsao_cli.data.base import Example
+from acmsao_cli.data.randomness import Draw
+from acmsao_cli.data.stream import Stream, check_batch_size
+from acmsao_cli.engine.events import Listener, Notice, Working
+from acmsao_cli.engine.precision import resolve_device, resolve_dtype
+from acmsao_cli.engine.step import Core, build_core
+from acmsao_cli.errors import CheckpointError
+from acmsao_cli.models import catalog
+from acmsao_cli.models.base import Batch
+
+
+@dataclass
+class Run:
+    """A training that can be stepped. `step` counts the optimizer steps that are done."""
+
+    config: RunConfig
+    core: Core
+    examples: Sequence[Example]
+    items: Sequence[Any]
+    stream: Stream
+    total_steps: int
+    step: int = 0
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained weights by name."""
+        groups = self.core.trainee.parameter_groups()
+        return {name: parameter for group in groups for name, parameter in group.parameters}
+
+    @property
+    def first_micro_batch(self) -> int:
+        """The number of the coming step's first micro-batch: all there is of data state."""
+        return self.step * self.config.recipe.training.accumulation
+
+    def next_batches(self) -> list[Batch]:
+        """The micro-batches of the coming step."""
+        first, count = self.first_micro_batch, self.config.recipe.training.accumulation
+        return [self.batch(number) for number in range(first, first + count)]
+
+    def batch(self, number: int) -> Batch:
+        """Micro-batch `number` of the run: a function of the number and the seed alone."""
+        picks = self.stream.batch(number)
+        seed = self.config.recipe.training.seed
+        return self.core.trainee.collate(
+            [self.items[pick.index] for pick in picks], [Draw(seed, pick.ordinal) for pick in picks]
+        )
+
+    def state(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """All that is needed to go on from here: tensors by file, and a header."""
+        optimizer = self.core.optimizer
+        files = {
+            WEIGHTS: trained_tensors(self.parameters),
+            OPTIMIZER: optimizer.state_tensors(),
+        }
+        header = {
+            "recipe": self.config.as_dict(),
+            "optimizer": optimizer.state_header(),
+            "num_items": len(self.items),
+        }
+        return files, header
+
+
+def assemble(config: RunConfig, examples: Sequence[Example], listener: Listener) -> Run:
+    """Load the model, apply the method, encode the examples, build optimizer and stream."""
+    recipe = config.recipe
+    check_batch_size(len(examples), recipe.training.batch_size)
+    device = resolve_device(recipe.training.device)
+    dtype = resolve_dtype(recipe.model.dtype, device)
+    listener(Working("loading the model", 0, 1))
+    trainee = catalog.family(recipe.model.family).open(recipe, device, dtype)
+    listener(Working("loading the model", 1, 1))
+
+    def progress(done: int, total: int) -> None:
+        listener(Working("encoding the examples", done, total))
+
+    items = trainee.encode(examples, progress)
+    stream = Stream(
+        [trainee.group_key(item) for item in items],
+        recipe.training.batch_size,
+        recipe.training.seed,
+    )
+    total_steps = count_steps(config, stream.batches_per_epoch)
+    return Run(config, build_core(recipe, trainee), examples, items, stream, total_steps)
+
+
+def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
+    """The optimizer steps of the run; an epoch's last step may reach into the next epoch."""
+    training = config.recipe.training
+    if training.steps is not None:
+        return training.steps
+    assert training.epochs is not None  # the recipe has exactly one of the two
+    return math.ceil(training.epochs * batches_per_epoch / training.accumulation)
+
+
+def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
+    """Bring `run` to where `checkpoint` was written. Raises CheckpointError."""
+    header = checkpoint.header
+    for change in require_same_recipe(header["recipe"], run.config.as_dict()):
+        listener(Notice(f"changed since the checkpoint: {change}"))
+    if header["num_items"] != len(run.items):
+        raise CheckpointError(
+            f"the data set has {len(run.items)} examples, the run had {header['num_items']}",
+            hint="put the data back, or start another run with --resume never",
+        )
+    if checkpoint.step > run.total_steps:
+        raise CheckpointError(
+            f"{checkpoint.path} is at step {checkpoint.step}, past the {run.total_steps} asked for",
+            hint="ask for more steps, or start another run with --resume never",
+        )
+    restore_weights(checkpoint, run.parameters)
+    notices = run.core.optimizer.load_state(checkpoint.tensors(OPTIMIZER), header["optimizer"])
+    for notice in notices:
+        listener(Notice(notice))
+    run.step = checkpoint.step

@@ -1,0 +1,70 @@
+"""What a run tells whoever watches it: the terminal, a batch script, a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is about to be done, in words and numbers; `facts` is shown line by line."""
+
+    name: str
+    folder: Path
+    facts: Mapping[str, str]
+    predicted_bytes: int
+    resumed_from: int | None = None
+
+
+@dataclass(frozen=True)
+class Working:
+    """Progress of something that is not a training step: loading, encoding, sampling, exporting."""
+
+    task: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer step; `memory_bytes` is the peak so far, allocated on a GPU, resident on a CPU."""
+
+    step: int
+    total_steps: int
+    loss: float
+    lr: float
+    gradient_norm: float | None
+    units: float
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint or sample file now exists."""
+
+    kind: str
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know; the run goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is done; `summary` is what summary.json holds."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+
+
+Event = Started | Working | StepDone | Saved | Notice | Finished
+Listener = Callable[[Event], None]

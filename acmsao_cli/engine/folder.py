@@ -1,0 +1,195 @@
+"""The folder of a run: which one, whose, and what lies where in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acmsao_cli.checkpoint.files import write_whole, writing
+from acmsao_cli.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
+from acmsao_cli.errors import CheckpointError, ConfigError, RunLockedError
+
+RUNS = Path("runs")
+SUMMARY = "summary.json"
+RECIPE = "run.yaml"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved configuration, each value with its origin."""
+        return self.path / RECIPE
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        """The loss over the steps."""
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        """What the model made of the fixed prompts, before, during and after."""
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What the run can be continued from."""
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """The files other programs load."""
+        return self.path / "final"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return self.recipe.is_file() or (self.path / LOCK).is_file()
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run wrote last; None while it is not finished."""
+        try:
+            found = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the file that makes the run a finished one."""
+        write_whole(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process. The kernel lets go when the process ends, however.
+
+        Raises RunLockedError if a living process holds it.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = (self.path / LOCK).open("a+", encoding="ascii")
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                stream.seek(0)
+                raise RunLockedError(
+                    f"{self.path} is in use by process {stream.read().strip() or 'unknown'}",
+                    hint="wait for it, or choose another folder with --output",
+                ) from None
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n")
+            stream.flush()
+            yield
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to run, and whether from a checkpoint. `finished` means there is nothing left to do."""
+
+    folder: RunFolder
+    checkpoint: Checkpoint | None = None
+    finished: bool = False
+
+
+def choose_place(name: str, output: Path | None, resume: str, keep: int) -> Place:
+    """The folder for a run of recipe `name` under --output and --resume.
+
+    Without `output`: `auto` takes the newest unfinished runs/<name>-NNN, else the next number;
+    `never` takes the next number. With `output`: `auto` continues what is there or reports it
+    finished; `never` refuses a folder that already holds a run. `resume` may also be the path of a
+    run or of a checkpoint.
+    """
+    if resume not in ("auto", "never"):
+        return place_at(Path(resume), output, keep)
+    if output is None:
+        newest = newest_run(name)
+        if resume == "auto" and newest is not None and newest.summary() is None:
+            return Place(newest, CheckpointStore(newest.checkpoints, keep).newest())
+        return Place(next_run(name))
+    folder = RunFolder(output)
+    if not folder.exists:
+        refuse_foreign(output)
+        return Place(folder)
+    if resume == "never":
+        raise ConfigError(
+            f"{output} already holds a run, which --resume never would overwrite",
+            hint="choose another --output, or move that folder away",
+        )
+    if folder.summary() is not None:
+        return Place(folder, finished=True)
+    return Place(folder, CheckpointStore(folder.checkpoints, keep).newest())
+
+
+def place_at(path: Path, output: Path | None, keep: int) -> Place:
+    """The run that `path`, a run folder or one of its checkpoints, belongs to."""
+    if not path.is_dir():
+        raise CheckpointError(
+            f"nothing to resume at {path}: no such folder",
+            hint="--resume takes auto, never, a run folder, or one of its checkpoints",
+        )
+    is_run = RunFolder(path).exists
+    folder = RunFolder(path if is_run else path.parent.parent)
+    if output is not None and output.resolve() != folder.path.resolve():
+        raise ConfigError(
+            f"--output {output} is not the run that {path} belongs to",
+            hint="leave --output out: a resumed run goes on in its own folder",
+        )
+    if not is_run:
+        return Place(folder, open_checkpoint(path))
+    if folder.summary() is not None:
+        return Place(folder, finished=True)
+    checkpoint = CheckpointStore(folder.checkpoints, keep).newest()
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{path} has no checkpoint yet", hint="start the run again with --resume auto"
+        )
+    return Place(folder, checkpoint)
+
+
+def refuse_foreign(output: Path) -> None:
+    """Raise ConfigError if `output` exists and holds something that is not a run."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            f"--output {output} exists and is not a run folder",
+            hint="choose a folder that is new or empty",
+        )
+
+
+def numbered_runs(name: str) -> list[tuple[int, Path]]:
+    """The runs of recipe `name`, by number."""
+    if not RUNS.is_dir():
+        return []
+    matches = (
+        (re.fullmatch(rf"{re.escape(name)}-(\d{{3,}})", path.name), path) for path in RUNS.iterdir()
+    )
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def newest_run(name: str) -> RunFolder | None:
+    """The run of `name` with the highest number."""
+    runs = numbered_runs(name)
+    return RunFolder(runs[-1][1]) if runs else None
+
+
+def next_run(name: str) -> RunFolder:
+    """A run of `name` with a number that is not taken."""
+    runs = numbered_runs(name)
+    number = runs[-1][0] + 1 if runs else 1
+    return RunFolder(RUNS / f"{name}-{number:03d}")

@@ -1,0 +1,200 @@
+"""The training loop: step, report, save; then the files that are left at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.checkpoint.files import writing
+from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.data.base import ImageExample
+from acmsao_cli.engine.assemble import Run
+from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Working
+from acmsao_cli.engine.folder import RunFolder
+from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to, versions
+from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
+from acmsao_cli.engine.schedule import lr_factor
+from acmsao_cli.engine.signals import Stop
+from acmsao_cli.engine.step import training_step
+from acmsao_cli.errors import DivergedError, StoppedError
+from acmsao_cli.models.base import Exported, Sample, TrainingFacts
+
+
+def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[str, Any]:
+    """Bring `run` to its last step and write what it leaves. Returns the summary."""
+    started = time.monotonic()
+    store = CheckpointStore(folder.checkpoints, run.config.recipe.checkpoint.keep)
+    store.remove_leftovers()
+    store.discard_after(run.step)
+    metrics = MetricsFile(folder.metrics, run.step)
+    if run.step == 0:
+        draw_samples(run, folder, listener)
+    stop.stepping = True
+    while run.step < run.total_steps:
+        metrics.append(advance(run, folder, listener))
+        last = run.step == run.total_steps
+        if last or stop.number or run.step % run.config.recipe.checkpoint.every == 0:
+            save(run, store, metrics, listener)
+        if stop.number and not last:
+            raise stopped(stop.number, run, folder)
+        every = run.config.recipe.samples.every
+        if every and run.step % every == 0 and not last:
+            draw_samples(run, folder, listener)
+    stop.stepping = False
+    if stop.number:
+        raise stopped(stop.number, run, folder)
+    return finish(run, folder, metrics, time.monotonic() - started, listener)
+
+
+def advance(run: Run, folder: RunFolder, listener: Listener) -> dict[str, Any]:
+    """One step; returns its line of metrics."""
+    began = time.monotonic()
+    factor = lr_factor(run.config.recipe.schedule, run.step, run.total_steps)
+    batches = run.next_batches()
+
+    def guard(what: str, value: Tensor) -> None:
+        if not math.isfinite(float(value)):
+            raise diverged(what, run, folder)
+
+    result = training_step(
+        run.core,
+        batches,
+        first_micro_batch=run.first_micro_batch,
+        lr_factor=factor,
+        guard=guard,
+    )
+    if result.gradient_norm is not None:
+        guard("gradient norm", result.gradient_norm)
+    norm = None if result.gradient_norm is None else float(result.gradient_norm)
+    run.step += 1
+    done = StepDone(
+        step=run.step,
+        total_steps=run.total_steps,
+        loss=float(result.loss),
+        lr=run.config.recipe.optimizer.lr * factor,
+        gradient_norm=norm,
+        units=sum(batch.weight for batch in batches),
+        seconds=round(time.monotonic() - began, 6),
+        memory_bytes=peak_memory(run.core.trainee.device),
+    )
+    listener(done)
+    return dataclasses.asdict(done)
+
+
+def diverged(what: str, run: Run, folder: RunFolder) -> DivergedError:
+    """The error of a number that is no longer finite."""
+    steps = CheckpointStore(folder.checkpoints, 1).steps()
+    good = f"the last good checkpoint is at step {steps[-1]}" if steps else "no checkpoint was made"
+    return DivergedError(
+        f"the {what} is not finite at step {run.step + 1}; {good}",
+        hint="lower optimizer.lr or lengthen schedule.warmup_steps, and train with --resume never",
+    )
+
+
+def stopped(number: int, run: Run, folder: RunFolder) -> StoppedError:
+    """The error that ends a run whose state is saved."""
+    return StoppedError(
+        number,
+        f"stopped at step {run.step} of {run.total_steps}; saved in {folder.path}",
+        hint=f"continue with --resume {folder.path}",
+    )
+
+
+def save(run: Run, store: CheckpointStore, metrics: MetricsFile, listener: Listener) -> None:
+    """Write a checkpoint of where the run is."""
+    metrics.flush()
+    path = store.save(run.step, *run.state())
+    listener(Saved("checkpoint", path, run.step))
+
+
+def draw_samples(run: Run, folder: RunFolder, listener: Listener) -> None:
+    """What the model makes of the recipe's prompts now, as files of this step."""
+    prompts = run.config.recipe.samples.prompts
+    if not prompts:
+        return
+    samples: list[Sample] = []
+    listener(Working("drawing samples", 0, len(prompts)))
+    for sample in run.core.trainee.sample():
+        samples.append(sample)
+        listener(Working("drawing samples", len(samples), len(prompts)))
+    path = folder.samples / f"step-{run.step:08d}"
+    write_samples(samples, path)
+    listener(Saved("samples", path, run.step))
+
+
+def finish(
+    run: Run, folder: RunFolder, metrics: MetricsFile, seconds: float, listener: Listener
+) -> dict[str, Any]:
+    """Samples, plot, exported files; and the summary that makes the run a finished one."""
+    draw_samples(run, folder, listener)
+    comparison = write_comparison(
+        {
+            "before": read_samples(folder.samples / "step-00000000"),
+            "after": read_samples(folder.samples / f"step-{run.step:08d}"),
+        },
+        folder.samples,
+    )
+    losses = loss_from_to(metrics.rows)
+    draw_loss(metrics.rows, f"{run.config.name}: {run.total_steps} steps", folder.loss_plot)
+    listener(Working("writing and checking the final files", 0, 1))
+    with writing(folder.final):
+        folder.final.mkdir(parents=True, exist_ok=True)
+    exported = run.core.trainee.export(folder.final, training_facts(run, losses))
+    listener(Working("writing and checking the final files", 1, 1))
+    summary = {
+        "status": "finished",
+        "recipe": run.config.name,
+        "family": run.config.recipe.model.family,
+        "model": run.config.recipe.model.source,
+        "method": run.config.recipe.method.kind,
+        "steps": run.total_steps,
+        "seconds": round(seconds, 1),
+        "loss_from": losses[0] if losses else None,
+        "loss_to": losses[1] if losses else None,
+        "peak_memory_bytes": peak_memory(run.core.trainee.device),
+        "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
+        "files": [describe_export(one, folder) for one in exported],
+        "versions": versions(),
+    }
+    folder.finish(summary)
+    listener(Finished(folder.path, summary))
+    return summary
+
+
+def training_facts(run: Run, losses: tuple[float, float] | None) -> TrainingFacts:
+    """What the exported files say of this run."""
+    recipe = run.config.recipe
+    return TrainingFacts(
+        name=run.config.name,
+        steps=run.total_steps,
+        num_examples=len(run.items),
+        learning_rate=recipe.optimizer.lr,
+        optimizer=recipe.optimizer.name,
+        seed=recipe.training.seed,
+        resolution=getattr(recipe.data, "resolution", None),
+        loss=losses[1] if losses else None,
+        captions=tuple(one.caption for one in run.examples if isinstance(one, ImageExample)),
+    )
+
+
+def describe_export(exported: Exported, folder: RunFolder) -> dict[str, Any]:
+    """One written file for summary.json."""
+    return {
+        "path": str(exported.path.relative_to(folder.path)),
+        "format": exported.format,
+        "used_by": exported.used_by,
+        "max_error": exported.max_error,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest point so far: allocated on a GPU, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

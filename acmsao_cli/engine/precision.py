@@ -1,0 +1,32 @@
+"""Which device and which dtype `auto` means here."""
+
+from __future__ import annotations
+
+import torch
+
+from acmsao_cli.errors import ConfigError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """The device of `training.device`; raises ConfigError for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"`training.device` is {wanted}, but torch sees {count} CUDA devices",
+            hint="use training.device=auto, or a torch build for your driver",
+        )
+    return device
+
+
+def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The dtype of `model.dtype`: auto is bf16 on a GPU that computes in it, else fp32."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,162 @@
+"""What a run leaves behind for people: metrics, the loss plot, sample files, run.yaml."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from acmsao_cli import __version__
+from acmsao_cli.checkpoint.files import write_whole, writing
+from acmsao_cli.config.recipe import Origin, RunConfig
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+
+
+class MetricsFile:
+    """metrics.jsonl: one line for each step, appended; never more than the steps that are done."""
+
+    def __init__(self, path: Path, steps_done: int) -> None:
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= steps_done]
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.rows = kept
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a step's line."""
+        self.rows.append(row)
+        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Make all lines durable, so that none is missing behind a checkpoint."""
+        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+            os.fsync(stream.fileno())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; one that a crash cut short ends the list."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(dict(json.loads(line)))
+        except ValueError:
+            break
+    return rows
+
+
+def loss_from_to(rows: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Mean loss of the first and of the last tenth of the steps: single steps are too noisy."""
+    if not rows:
+        return None
+    losses = [float(row["loss"]) for row in rows]
+    width = max(1, len(losses) // 10)
+    return sum(losses[:width]) / width, sum(losses[-width:]) / width
+
+
+def smoothed(losses: list[float], horizon: int) -> list[float]:
+    """A bias-corrected running mean over about `horizon` steps."""
+    decay, total, weight, means = 1 - 1 / horizon, 0.0, 0.0, []
+    for loss in losses:
+        total, weight = decay * total + loss, decay * weight + 1
+        means.append(total / weight)
+    return means
+
+
+def draw_loss(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """The loss of each step, its running mean, and the learning rate, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [row["step"] for row in rows]
+    losses = [row["loss"] for row in rows]
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="#9db7d5", linewidth=0.8, label="loss of each step")
+    mean = smoothed(losses, max(2, len(losses) // 20))
+    axes.plot(steps, mean, color="#1f4e8c", linewidth=2, label="running mean")
+    axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(steps, [row["lr"] for row in rows], color="#c98a2b", linewidth=1, linestyle="--")
+    rates.set_ylabel("learning rate", color="#c98a2b")
+    rates.set_ylim(bottom=0)
+    axes.legend(loc="upper right", frameon=False)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def write_recipe(config: RunConfig, path: Path, resolved: Mapping[str, str]) -> None:
+    """run.yaml: every value of the run with where it came from; it is itself a recipe."""
+    document = annotated(config.as_dict(), config.origins)
+    lines = [f"# run of `{config.name}`; acmsao {__version__}"]
+    lines += [f"# {key}: {value}" for key, value in resolved.items()]
+    buffer = io.StringIO()
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.dump(document, buffer)
+    write_whole(path, "\n".join(lines) + "\n" + buffer.getvalue())
+
+
+def annotated(
+    values: Mapping[str, Any], origins: Mapping[str, Origin], prefix: str = ""
+) -> CommentedMap:
+    """`values` as YAML with the origin of each leaf as a comment."""
+    document = CommentedMap()
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            document[key] = annotated(value, origins, f"{path}.")
+            continue
+        document[key] = value
+        origin = origins.get(path, Origin("default"))
+        document.yaml_add_eol_comment(" ".join((origin.layer, origin.place)).strip(), key, 50)
+    return document
+
+
+def versions() -> dict[str, str]:
+    """The versions a result depends on."""
+    found = {"acmsao": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        found[library] = installed_version(library)
+    return found
+
+
+def installed_version(library: str) -> str:
+    """The version of an installed distribution, or `missing`."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in the unit people compare with a card's: 1 GB is 1e9 bytes."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}" if unit == "GB" else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def human_count(count: float) -> str:
+    """A number of parameters: 2.57 B, 4.3 M, 12 k."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Non-empty parts with commas between."""
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,48 @@
+"""Stopping on a signal without losing work."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from acmsao_cli.errors import StoppedError
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass
+class Stop:
+    """Which signal asked the run to stop, if one did.
+
+    While `stepping`, a signal is only noted: the loop finishes its step, saves, and stops.
+    Otherwise there is nothing to save and the signal raises StoppedError on the spot. A second
+    signal ends the process at once; the last checkpoint is whole, since checkpoints appear by
+    renaming.
+    """
+
+    number: int | None = None
+    stepping: bool = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        if not self.stepping:
+            raise StoppedError(number, "stopped; nothing new had to be saved")
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Note SIGINT, SIGTERM and SIGHUP instead of dying of them."""
+    stop = Stop()
+    previous = {number: signal.signal(number, stop.handle) for number in STOPPING}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,129 @@
+"""What a run will hold at its highest point, from its configuration alone.
+
+The planner assembles the same trainee and optimizer as the run, on the meta device, and traces the
+engine's own training step: there is no second formula that could drift from the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from acmsao_cli.config.recipe import Recipe, RunConfig
+from acmsao_cli.engine.precision import resolve_device, resolve_dtype
+from acmsao_cli.engine.report import human_bytes
+from acmsao_cli.engine.step import Core, build_core, training_step
+from acmsao_cli.errors import DoesNotFitError
+from acmsao_cli.memory.tracer import StorageTracer, fused_attention_shapes
+from acmsao_cli.models import catalog
+from acmsao_cli.models.base import Facts
+
+CATEGORIES = ("weights", "gradients", "optimizer", "activations")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of tensors at the peak of a training step, by what they are; and what is trained.
+
+    Not in it: the program itself, the CUDA context, the allocator's slack.
+    """
+
+    by_category: Mapping[str, int]
+    trained_parameters: int
+    facts: Facts
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def peak_bytes(self) -> int:
+        """The sum over the categories."""
+        return sum(self.by_category.values())
+
+
+def plan(config: RunConfig) -> MemoryPlan:
+    """Trace two steps of the run: the first allocates optimizer state, the second has all of it."""
+    recipe = config.recipe
+    family = catalog.family(recipe.model.family)
+    facts = family.facts(recipe)
+    device = resolve_device(recipe.training.device)
+    dtype = resolve_dtype(recipe.model.dtype, device)
+    with torch.random.fork_rng(devices=[]):
+        trainee = family.open(recipe, torch.device("meta"), dtype)
+        core = build_core(recipe, trainee)
+        peak = trace_steps(core, recipe)
+    trained = sum(p.numel() for group in core.optimizer.param_groups for p in group["params"])
+    return MemoryPlan(
+        {name: peak.get(name, 0) for name in CATEGORIES}, trained, facts, device, dtype
+    )
+
+
+def trace_steps(core: Core, recipe: Recipe) -> Mapping[str, int]:
+    """Bytes by category at the peak of two training steps of `core`, wherever its tensors are."""
+    tracer = StorageTracer()
+    for module in core.trainee.modules().values():
+        tracer.claim(module.parameters(), "weights")
+        tracer.claim(module.buffers(), "weights")
+    handles = [
+        parameter.register_hook(lambda gradient: tracer.claim([gradient], "gradients"))
+        for parameter in trained_parameters(core)
+    ]
+    training = recipe.training
+    try:
+        with fused_attention_shapes(), tracer:
+            for step in range(2):
+                batches = [
+                    core.trainee.meta_batch(training.batch_size)
+                    for _ in range(training.accumulation)
+                ]
+                training_step(
+                    core, batches, first_micro_batch=step * training.accumulation, lr_factor=1.0
+                )
+                tracer.claim(core.optimizer.state_tensors().values(), "optimizer")
+                del batches
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(tracer.peak)
+
+
+def trained_parameters(core: Core) -> list[nn.Parameter]:
+    """The weights the optimizer steps."""
+    return [p for group in core.optimizer.param_groups for p in group["params"]]
+
+
+def require_fit(made: MemoryPlan, recipe: Recipe) -> None:
+    """Raise DoesNotFitError if the plan exceeds the recipe's budget, or the GPU's memory."""
+    budgets = []
+    if recipe.memory.budget_gb is not None:
+        budgets.append((recipe.memory.budget_gb * 1e9, "memory.budget_gb allows"))
+    if made.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(made.device)
+        budgets.append((float(free), f"{made.device} has free"))
+    for budget, words in budgets:
+        if made.peak_bytes > budget:
+            parts = "   ".join(
+                f"{name} {human_bytes(size)}" for name, size in made.by_category.items()
+            )
+            raise DoesNotFitError(
+                f"this run needs {human_bytes(made.peak_bytes)}; {words} {human_bytes(budget)}\n"
+                f"  {parts}",
+                hint=advice(recipe),
+            )
+
+
+def advice(recipe: Recipe) -> str:
+    """Settings that make the run smaller, among those that are not yet on."""
+    wanted = [
+        (not recipe.training.gradient_checkpointing, "training.gradient_checkpointing=true"),
+        (recipe.training.batch_size > 1, "training.batch_size=1"),
+        (recipe.optimizer.storage != "factored", "optimizer.storage=factored"),
+        (
+            recipe.method.kind == "full" and not recipe.optimizer.fused_backward,
+            "optimizer.fused_backward=true --set training.clip_norm=null",
+        ),
+    ]
+    options = [f"--set {setting}" for missing, setting in wanted if missing]
+    return "any of these makes it smaller: " + "; ".join(options) if options else "a smaller model"
