@@ -1,0 +1,22 @@
+"""Optimizers that compose: rules, momenta, storages and edits as exchangeable parts of one
+pipeline.
+"""
+
+import acmsao_cli.optim.edits
+import acmsao_cli.optim.rules
+import acmsao_cli.optim.storage  # noqa: F401
+from acmsao_cli.optim import accounting, catalog
+from acmsao_cli.optim.batches import ONE_BY_ONE, Stacking
+from acmsao_cli.optim.catalog import build_pipeline
+from acmsao_cli.optim.optimizer import ComposedOptimizer
+from acmsao_cli.optim.pipeline import Pipeline
+
+__all__ = [
+    "ONE_BY_ONE",
+    "ComposedOptimizer",
+    "Pipeline",
+    "Stacking",
+    "accounting",
+    "build_pipeline",
+    "catalog",
+]

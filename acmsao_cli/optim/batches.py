@@ -1,0 +1,114 @@
+"""Parameters as (batch, rows, cols): a vector has one row, a convolution is (out, in x kernel).
+
+Small parameters of the same shape are stacked and stepped as one tensor, a large one is a batch of
+one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim.storage.codec import State
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter; `number` is its order of appearance, which seeds its noise."""
+
+    name: str
+    number: int
+    group: int
+    parameter: Tensor
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """Which parameters are stepped as one tensor; this changes speed, not results."""
+
+    below: int = 65_536  # parameters with fewer elements are stacked
+    limit: int = 4_194_304  # elements in a stack: its temporaries stay small
+
+
+ONE_BY_ONE = Stacking(below=0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Members of one shape, dtype, device and group."""
+
+    members: tuple[Member, ...]
+    rows: int
+    cols: int
+    numbers: Tensor  # int64 (batch,), on the parameters' device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members live."""
+        return self.members[0].parameter.device
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a parameter of this shape."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def plan_batches(members: Iterable[Member], stacking: Stacking) -> list[Batch]:
+    """Put every member into one batch, in order of first appearance."""
+    alike: dict[object, list[Member]] = defaultdict(list)
+    for member in members:
+        alike[_likeness(member, stacking)].append(member)
+    return [
+        _batch(same[start : start + size])
+        for same in alike.values()
+        for size in [_stack_size(same[0].parameter, stacking)]
+        for start in range(0, len(same), size)
+    ]
+
+
+def gather(tensors: Sequence[Tensor], rows: int, cols: int) -> Tensor:
+    """Return (batch, rows, cols): a view of a single contiguous tensor, else a copy."""
+    if len(tensors) == 1:
+        return tensors[0].detach().reshape(1, rows, cols)
+    return torch.stack([tensor.detach() for tensor in tensors]).view(len(tensors), rows, cols)
+
+
+def scatter(gathered: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy what was gathered back, unless it is a view and so already there."""
+    if len(tensors) == 1 and tensors[0].is_contiguous():
+        return
+    values = [row.view(t.shape) for row, t in zip(gathered.unbind(), tensors, strict=True)]
+    torch._foreach_copy_([tensor.detach() for tensor in tensors], values)
+
+
+def row_of(state: State, index: int) -> State:
+    """Views of one member's state, as a batch of one."""
+    return {
+        cell: {name: piece[index : index + 1] for name, piece in pieces.items()}
+        for cell, pieces in state.items()
+    }
+
+
+def _likeness(member: Member, stacking: Stacking) -> object:
+    parameter = member.parameter
+    if parameter.numel() >= stacking.below:
+        return member.number
+    return parameter.shape, parameter.dtype, parameter.device, member.group
+
+
+def _stack_size(parameter: Tensor, stacking: Stacking) -> int:
+    return max(1, stacking.limit // max(1, parameter.numel()))
+
+
+def _batch(members: Sequence[Member]) -> Batch:
+    first = members[0].parameter
+    rows, cols = matrix_shape(first.shape)
+    numbers = torch.tensor([member.number for member in members], device=first.device)
+    return Batch(tuple(members), rows, cols, numbers)

@@ -1,0 +1,127 @@
+"""Names to parts: build a pipeline from what a recipe says, and describe what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
+from acmsao_cli.optim.momentum import momentum as momenta
+from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.ratio import ratio as ratios
+from acmsao_cli.optim.registry import Registry, signature, suggestion
+from acmsao_cli.optim.rules.base import rule
+from acmsao_cli.optim.storage.policy import build_storage
+from acmsao_cli.optim.storage.policy import storage as storages
+from acmsao_cli.optim.write import Write
+from acmsao_cli.optim.write import rounding as roundings
+
+# A part by name, or a mapping with `name` and the part's own options: "ema", {"name": "ademamix",
+# "alpha": 2.0}
+Spec: TypeAlias = str | Mapping[str, Any]
+
+REGISTRIES: Final[tuple[Registry[Any], ...]] = (
+    rule,
+    momenta,
+    ratios,
+    storages,
+    gradient_edit,
+    direction_edit,
+    roundings,
+)
+_SOCKETS: Final[dict[str, Registry[Any]]] = {"momentum": momenta, "ratio": ratios}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part, for listings and docs."""
+
+    kind: str
+    name: str
+    summary: str  # first paragraph of its docstring
+    options: Mapping[str, str]  # name -> default
+
+
+def build_pipeline(
+    name: str,
+    *,
+    momentum: Spec | None = None,
+    ratio: Spec | None = None,
+    storage: str | Mapping[str, str] = "fp32",
+    gradient_edits: Iterable[Spec] = (),
+    direction_edits: Iterable[Spec] = (),
+    rounding: str = "stochastic",
+    **options: Any,
+) -> Pipeline:
+    """Compose a pipeline from names; options that are None are the rule's own.
+
+    `storage` may differ by slot: {"default": "factored", "momentum": "bf16"}.
+    """
+    given = {"momentum": momentum, "ratio": ratio, **options}
+    chosen = build_part(rule, {"name": name, **{k: v for k, v in given.items() if v is not None}})
+    return Pipeline(
+        rule=chosen,
+        storage=build_storage(storage, chosen.slots),
+        gradient=tuple(build_part(gradient_edit, spec) for spec in gradient_edits),
+        direction=tuple(build_part(direction_edit, spec) for spec in direction_edits),
+        write=Write(rounding=build_part(roundings, rounding)),
+    )
+
+
+def build_part(registry: Registry[Any], spec: Spec) -> Any:
+    """Build one part; an option it does not know raises OptimizerError with the ones it does."""
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in given:
+        raise OptimizerError(f"a {registry.kind} needs a `name`, got {given}")
+    name = given.pop("name")
+    part = registry.get(name)
+    known = list(_defaults(part))
+    for option in given:
+        if option not in known:
+            raise OptimizerError(
+                f"{registry.kind} `{name}` has no option `{option}`", hint=suggestion(option, known)
+            )
+    if not inspect.isclass(part):
+        return part
+    return part(**{option: _value(option, value) for option, value in given.items()})
+
+
+def describe() -> list[Entry]:
+    """Return every registered part, by kind in the order of the stations."""
+    return [
+        Entry(
+            registry.kind,
+            name,
+            _summary(part),
+            {option: signature(value) for option, value in _defaults(part).items()},
+        )
+        for registry in REGISTRIES
+        for name, part in registry.parts.items()
+    ]
+
+
+def _value(option: str, value: Any) -> Any:
+    if option in _SOCKETS and not callable(value) and not dataclasses.is_dataclass(value):
+        return build_part(_SOCKETS[option], value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _summary(part: Any) -> str:
+    paragraph = (inspect.getdoc(part) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def _defaults(part: Callable[..., Any]) -> dict[str, Any]:
+    """Return a class's options with their defaults; a function has none."""
+    if not (inspect.isclass(part) and dataclasses.is_dataclass(part)):
+        return {}
+    return {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(part)
+    }

@@ -1,0 +1,9 @@
+"""Functions that change the gradient before the rule, or the direction after it. A new file here
+registers itself.
+"""
+
+import sys
+
+from acmsao_cli.optim.registry import import_modules
+
+import_modules(sys.modules[__name__])

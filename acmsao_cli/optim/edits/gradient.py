@@ -1,0 +1,50 @@
+"""Edits that see the weights and the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.edits.base import gradient_edit
+from acmsao_cli.optim.rules.base import Context
+
+_TINY: Final = 1e-30
+_LONGEST_STRETCH: Final = 1e3
+
+
+@gradient_edit("orthograd")
+def orthograd(grad: Tensor, ctx: Context) -> Tensor:
+    """Drop the part along the weights, keep the length (Prieto et al. 2025, arXiv:2501.04697).
+
+    What is left is stretched at most a thousandfold: of a gradient parallel to the weights only
+    rounding errors remain, and those must not be blown up.
+    """
+    weights = ctx.weights
+    share = ctx.dot(weights, grad) / ctx.dot(weights, weights).clamp_(min=_TINY)
+    rest = grad - share * weights
+    length = ctx.norm(grad)
+    return rest.mul_(length / ctx.norm(rest).maximum(length / _LONGEST_STRETCH).clamp_(min=_TINY))
+
+
+@gradient_edit("rms_clip")
+@dataclass(frozen=True)
+class RmsClip:
+    """Shrink a parameter's gradient whose root mean square exceeds `limit` (Shazeer & Stern 2018,
+    arXiv:1804.04235).
+
+    Works during backward too, unlike clipping by the global norm.
+    """
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise OptimizerError(f"the limit of rms_clip must be positive, not {self.limit}")
+
+    def __call__(self, grad: Tensor, ctx: Context) -> Tensor:
+        """Divide by max(1, rms / limit)."""
+        rms = ctx.mean(grad.square()).sqrt_()
+        return grad / (rms / self.limit).clamp_(min=1.0)

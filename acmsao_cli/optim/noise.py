@@ -1,0 +1,90 @@
+"""Random bits as a pure function of (seed, step, parameter number, stream, element), and rounding
+with them.
+
+No generator runs, so nothing has to be saved, and stepping during backward, stacked, one by one or
+after a resume draws the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS: Final = (0x85EBCA6B, 0xC2B2AE35)  # murmur3's 32-bit finaliser
+_GOLDEN: Final = 0x9E3779B9  # odd, so multiplying by it permutes the 32-bit integers
+_LOW_32_BITS: Final = 0xFFFFFFFF
+
+
+def hash_numbers(*numbers: int) -> int:
+    """Mix whole numbers of up to 64 bits into one signed 32-bit word, on the host."""
+    word = 0
+    for number in numbers:
+        for half in (number & _LOW_32_BITS, (number >> 32) & _LOW_32_BITS):
+            word = _finalise_int((word * _GOLDEN + half + 1) & _LOW_32_BITS)
+    return _as_signed(word)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Hashed noise of one step for a batch of parameters; costs nothing until bits are drawn.
+
+    `numbers` is int32 (batch, 1, 1); `salt` is `hash_numbers(seed, step)`, a 0-d int32 tensor under
+    compile; streams are independent: 0 for the weights, 1 onwards for the state.
+    """
+
+    numbers: Tensor
+    salt: int | Tensor
+    index: int = 0
+
+    def stream(self, index: int) -> Noise:
+        """Return the stream of this index."""
+        return Noise(self.numbers, self.salt, index)
+
+    def halves(self, shape: torch.Size) -> Tensor:
+        """Draw 16 bits for each element of a (batch, rows, cols) tensor, as int16."""
+        batch, rows, cols = shape
+        numel = rows * cols
+        golden = _as_signed(_GOLDEN)
+        keys = finalise((self.numbers * golden).add_(self.salt).add_(hash_numbers(self.index)))
+        # A word serves two elements: hashing is the cost of stochastic rounding.
+        counter = torch.arange((numel + 1) // 2, dtype=torch.int32, device=keys.device)
+        words = finalise(counter.mul_(golden) ^ keys.view(batch, 1))
+        return words.view(torch.int16)[:, :numel].reshape(shape)
+
+
+def finalise(words: Tensor) -> Tensor:
+    """Murmur3's finaliser on int32, in place; masks stand in for the unsigned shift torch lacks."""
+    words ^= (words >> 16) & 0xFFFF
+    words *= _as_signed(_MULTIPLIERS[0])
+    words ^= (words >> 13) & 0x7FFFF
+    words *= _as_signed(_MULTIPLIERS[1])
+    words ^= (words >> 16) & 0xFFFF
+    return words
+
+
+def round_stochastic(value: Tensor, noise: Noise) -> Tensor:
+    """Round fp32 (batch, rows, cols) to bf16, up or down by chance, so that the mean is exact.
+
+    Numbers bf16 can hold stay as they are; NaN stays NaN and infinity infinite.
+    """
+    # fp32's lower half is what bf16 drops: adding 16 random bits carries into the upper half with
+    # the right odds.
+    bits = value.view(torch.int32) + noise.halves(value.shape)
+    bits += 0x8000  # the draw is signed
+    bits &= -0x10000
+    rounded = bits.view(torch.float32)
+    # A NaN with a full mantissa (the usual one on GPUs) would overflow into zero.
+    return rounded.masked_fill_(value.isnan(), torch.nan).to(torch.bfloat16)
+
+
+def _finalise_int(word: int) -> int:
+    word = ((word ^ (word >> 16)) * _MULTIPLIERS[0]) & _LOW_32_BITS
+    word = ((word ^ (word >> 13)) * _MULTIPLIERS[1]) & _LOW_32_BITS
+    return word ^ (word >> 16)
+
+
+def _as_signed(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word

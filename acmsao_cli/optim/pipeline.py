@@ -1,0 +1,81 @@
+"""An optimizer as a value: five stations, always in the same order, over tensors of (batch, rows,
+cols).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim import registry
+from acmsao_cli.optim.edits.base import DirectionEdit, GradientEdit
+from acmsao_cli.optim.noise import Noise
+from acmsao_cli.optim.rules.base import Context, Rule
+from acmsao_cli.optim.slots import Slot
+from acmsao_cli.optim.storage.codec import Cell, State
+from acmsao_cli.optim.storage.policy import Storage, build_storage
+from acmsao_cli.optim.write import Write
+
+WEIGHT_STREAM = 0  # the noise stream of the weights; the state's cells have the following ones
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """gradient edits -> rule -> direction edits -> decay -> write."""
+
+    rule: Rule
+    storage: Storage = field(default_factory=lambda: build_storage("fp32", ()))
+    gradient: tuple[GradientEdit, ...] = ()
+    direction: tuple[DirectionEdit, ...] = ()
+    write: Write = field(default_factory=Write)
+
+    def cells(self) -> Iterator[tuple[str, Slot]]:
+        """Yield every cell's name with its slot, in the order of their noise streams."""
+        for slot in self.rule.slots:
+            for name in slot.cells:
+                yield name, slot
+
+    def allocate(self, batch: int, rows: int, cols: int, device: torch.device) -> State:
+        """Return the state of `batch` parameters of (rows, cols) that were never stepped."""
+        return {
+            name: self.storage.codec(slot).allocate(slot.shape(batch, rows, cols), device)
+            for name, slot in self.cells()
+        }
+
+    def step(self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise) -> None:
+        """Advance `weights` (batch, rows, cols; fp32 or bf16) and `state` in place by one gradient,
+        left as it is.
+
+        `ctx.weights` is replaced by the dense fp32 weights.
+        """
+        dense, grad = weights.float(), grad.float()
+        ctx = replace(ctx, weights=dense)
+        for edit in self.gradient:
+            grad = edit(grad, ctx)
+        update = self.rule.update(grad, self._open(state, noise), ctx)
+        for change in self.direction:
+            update = change(update, grad, ctx)
+        self.write(weights, dense, update, ctx, noise.stream(WEIGHT_STREAM))
+
+    def stations(self) -> str:
+        """Stable text of the five stations, with every option."""
+        edits = [registry.signature(edit) for edit in (*self.gradient, self.rule, *self.direction)]
+        return " -> ".join([*edits, registry.signature(self.write)])
+
+    def signature(self) -> str:
+        """Stable text of the whole composition: the stations, and where state lives."""
+        names = ", ".join(f"{slot}={name}" for slot, name in self.storage.names().items())
+        return f"{self.stations()} | storage({names})"
+
+    def __str__(self) -> str:
+        """Return the signature."""
+        return self.signature()
+
+    def _open(self, state: State, noise: Noise) -> dict[str, Cell]:
+        return {
+            name: Cell(self.storage.codec(slot), state[name], noise.stream(stream))
+            for stream, (name, slot) in enumerate(self.cells(), start=WEIGHT_STREAM + 1)
+        }

@@ -1,0 +1,31 @@
+"""How a momentum is divided by a root mean square."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim.registry import Registry
+
+# (numerator, root, eps) -> update; the root is the caller's to give away and may become the answer
+Ratio: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
+
+ratio: Registry[Ratio] = Registry("ratio")
+
+
+@ratio("divide")
+def divide(numerator: Tensor, root: Tensor, eps: float) -> Tensor:
+    """n / (root + eps)."""
+    return torch.div(numerator, root.add_(eps), out=root)
+
+
+@ratio("atan2")
+def atan2(numerator: Tensor, root: Tensor, eps: float) -> Tensor:
+    """4/pi atan2(n, root): bounded by 2, 1 where n = root; needs no eps (Everett et al. 2024,
+    arXiv:2407.05872).
+    """
+    return torch.atan2(numerator, root, out=root).mul_(4 / math.pi)

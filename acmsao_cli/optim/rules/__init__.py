@@ -1,0 +1,7 @@
+"""Update rules, one paper for each file. A new file here registers itself."""
+
+import sys
+
+from acmsao_cli.optim.registry import import_modules
+
+import_modules(sys.modules[__name__])

@@ -1,0 +1,58 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.momentum import Ema, Momentum
+from acmsao_cli.optim.ratio import Ratio, divide
+from acmsao_cli.optim.rules.base import (
+    Cells,
+    Context,
+    Rule,
+    bias_correction,
+    check_betas,
+    rule,
+)
+from acmsao_cli.optim.slots import Role, Slot
+
+
+@rule("adamw")
+@dataclass(frozen=True)
+class AdamW(Rule):
+    """Momentum over the root mean square of gradients (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+    v <- b2 v + (1 - b2) g^2      u = m^ / (sqrt(v / (1 - b2^t)) + eps)
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: Momentum = field(default_factory=Ema)
+    ratio: Ratio = divide
+
+    def __post_init__(self) -> None:
+        check_betas(self.betas)
+        if not self.eps > 0:
+            raise OptimizerError(
+                f"eps must be positive, not {self.eps}",
+                hint="typical: eps=1e-8; ratio=atan2 ignores it",
+            )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The momentum's, and the mean square of gradients."""
+        return (*self.momentum.slots, Slot("mean_square", Role.POSITIVE))
+
+    def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        """Divide the corrected momentum by the corrected root mean square."""
+        beta1, beta2 = self.betas
+        square = cells["mean_square"].read().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        cells["mean_square"].write(square)
+        root = (square / bias_correction(beta2, ctx.step)).sqrt_()
+        correction = bias_correction(beta1, ctx.step)
+        return self.ratio(
+            self.momentum.advance(grad, cells, ctx, beta1, correction), root, self.eps
+        )

@@ -1,0 +1,227 @@
+"""State on disk: `<parameter name>/<slot>/<piece>` tensors, and a small JSON header.
+
+Loading is ours: allocate, compare names, shapes and dtypes exactly, copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim import registry
+from acmsao_cli.optim.batches import Member, matrix_shape
+from acmsao_cli.optim.noise import Noise, hash_numbers
+from acmsao_cli.optim.pipeline import WEIGHT_STREAM, Pipeline
+from acmsao_cli.optim.storage.policy import DEFAULT, Storage, build_storage
+
+if TYPE_CHECKING:
+    from acmsao_cli.optim.optimizer import ComposedOptimizer
+
+FORMAT: Final = 1
+_AFRESH: Final = "start the optimizer afresh, or go back to the rule the run began with"
+
+
+def tensors(optimizer: ComposedOptimizer) -> dict[str, Tensor]:
+    """Return the allocated state by key, as views without a batch axis."""
+    return {
+        f"{member.name}/{key}": piece
+        for member in optimizer.members
+        for key, piece in optimizer.state.get(member.parameter, {}).items()
+    }
+
+
+def header(optimizer: ComposedOptimizer) -> dict[str, Any]:
+    """Return everything else needed to continue. Reads the shared numbers, so it waits for the
+    device.
+    """
+    return {
+        "format": FORMAT,
+        "pipeline": optimizer.pipeline.signature(),
+        "rule": memory_kind(optimizer.pipeline),
+        "storage": dict(optimizer.pipeline.storage.names()),
+        "groups": _groups(optimizer),
+        "shared": {name: number.item() for name, number in optimizer.shared.items()},
+        "step": optimizer.global_step,
+        "seed": optimizer.seed,
+        "late_parameters": {  # parameters that missed steps, with their own count
+            member.name: optimizer.steps[member.number]
+            for member in optimizer.members
+            if optimizer.steps[member.number] != optimizer.global_step
+        },
+    }
+
+
+def memory_kind(pipeline: Pipeline) -> str:
+    """The rule and what it remembers: equal for pipelines whose state means the same."""
+    slots = ", ".join(f"{name}:{slot.role.value}" for name, slot in pipeline.cells())
+    return f"{registry.part_name(pipeline.rule)}[{slots}]"
+
+
+def load(optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str, Any]) -> list[str]:
+    """Copy a saved state in; return notices of what differs from the run that saved it."""
+    _check_header(optimizer, head)
+    storage = build_storage(head["storage"], optimizer.pipeline.rule.slots)
+    planned = {member.number: _layout(optimizer, storage, member) for member in optimizer.members}
+    _check_tensors(optimizer, saved, head, planned)
+    notices = _differences(optimizer, head)
+    _restore_numbers(optimizer, head)
+    for member in optimizer.members:
+        if any(key in saved for key in planned[member.number]):
+            _fill(optimizer, member, storage, saved)
+        else:
+            _clear(optimizer, member)
+    return notices
+
+
+def _groups(optimizer: ComposedOptimizer) -> list[dict[str, Any]]:
+    return [
+        {
+            **{
+                key: float(group[key])
+                for key in ("lr", "initial_lr", "weight_decay")
+                if key in group
+            },
+            "parameters": list(group["param_names"]),
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def _check_header(optimizer: ComposedOptimizer, head: dict[str, Any]) -> None:
+    missing = [key for key in header(optimizer) if key not in head]
+    if head.get("format") != FORMAT or missing:
+        raise OptimizerError(
+            f"saved optimizer state has format {head.get('format')}, this version reads {FORMAT}"
+            + (f"; its header lacks {', '.join(missing)}" if missing else ""),
+            hint="continue with the version that wrote it, or start the optimizer afresh",
+        )
+    if head["rule"] != memory_kind(optimizer.pipeline):
+        raise OptimizerError(
+            f"saved optimizer state belongs to {head['rule']}, "
+            f"this run uses {memory_kind(optimizer.pipeline)}",
+            hint=_AFRESH,
+        )
+    ours = {member.name for member in optimizer.members}
+    theirs = {name for group in head["groups"] for name in group["parameters"]}
+    if ours != theirs:
+        name = min(ours ^ theirs)
+        where = "the saved state" if name in ours else "this run"
+        raise OptimizerError(
+            f"`{name}` is not in {where}", hint="train the same parameters, or start afresh"
+        )
+
+
+def _layout(optimizer: ComposedOptimizer, storage: Storage, member: Member) -> dict[str, Tensor]:
+    """Return what a saved parameter must look like, as meta tensors by key."""
+    rows, cols = matrix_shape(member.parameter.shape)
+    pipeline = replace(optimizer.pipeline, storage=storage)
+    state = pipeline.allocate(1, rows, cols, torch.device("meta"))
+    return {
+        f"{member.name}/{cell}/{name}": piece[0]
+        for cell, pieces in state.items()
+        for name, piece in pieces.items()
+    }
+
+
+def _check_tensors(
+    optimizer: ComposedOptimizer,
+    saved: dict[str, Tensor],
+    head: dict[str, Any],
+    planned: dict[int, dict[str, Tensor]],
+) -> None:
+    """Refuse a missing, unknown or differently shaped tensor. One never stepped may be missing
+    altogether.
+    """
+    known = {key for layout in planned.values() for key in layout}
+    unknown = saved.keys() - known
+    if unknown:
+        raise OptimizerError(f"saved optimizer state has an unknown tensor `{min(unknown)}`")
+    for member in optimizer.members:
+        layout = planned[member.number]
+        never_stepped = head["late_parameters"].get(member.name, head["step"]) == 0
+        if never_stepped and not any(key in saved for key in layout):
+            continue
+        for key, expected in layout.items():
+            found = _looks(saved[key]) if key in saved else "nothing"
+            if found != _looks(expected):
+                raise OptimizerError(
+                    f"saved optimizer state `{key}` should be {_looks(expected)}, found {found}",
+                    hint="the file is damaged or belongs to another model",
+                )
+
+
+def _looks(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _differences(optimizer: ComposedOptimizer, head: dict[str, Any]) -> list[str]:
+    notices = []
+    before, now = head["storage"], dict(optimizer.pipeline.storage.names())
+    if before != now:
+        notices.append(f"optimizer state converted from {_written(before)} to {_written(now)}")
+    if not head["pipeline"].startswith(optimizer.pipeline.stations() + " | "):
+        notices.append(f"optimizer was {head['pipeline']}, is {optimizer.pipeline.signature()}")
+    if head["seed"] != optimizer.seed:
+        notices.append(f"rounding continues with the saved seed {head['seed']}")
+    ours = _groups(optimizer)
+    if [g["parameters"] for g in ours] != [g["parameters"] for g in head["groups"]]:
+        notices.append("parameter groups or their order changed; learning rates were not restored")
+        return notices
+    for index, (group, saved_group) in enumerate(zip(ours, head["groups"], strict=True)):
+        if group["weight_decay"] != saved_group["weight_decay"]:
+            was, is_now = saved_group["weight_decay"], group["weight_decay"]
+            notices.append(f"weight decay of group {index} was {was}, is {is_now}")
+    return notices
+
+
+def _written(storage: dict[str, str]) -> str:
+    exceptions = ", ".join(f"{slot}: {name}" for slot, name in storage.items() if slot != DEFAULT)
+    return f"{storage[DEFAULT]} ({exceptions})" if exceptions else storage[DEFAULT]
+
+
+def _restore_numbers(optimizer: ComposedOptimizer, head: dict[str, Any]) -> None:
+    """Take over counts, seed, shared numbers and, where the groups are the same, learning rates."""
+    optimizer.seed, optimizer.global_step = head["seed"], head["step"]
+    for member in optimizer.members:
+        optimizer.steps[member.number] = head["late_parameters"].get(member.name, head["step"])
+    for name, number in optimizer.shared.items():
+        number.fill_(head["shared"][name])
+    for group, saved_group in zip(optimizer.param_groups, head["groups"], strict=False):
+        if list(group["param_names"]) == saved_group["parameters"]:
+            group.update({k: saved_group[k] for k in ("lr", "initial_lr") if k in saved_group})
+
+
+def _fill(
+    optimizer: ComposedOptimizer, member: Member, storage: Storage, saved: dict[str, Tensor]
+) -> None:
+    """Copy one parameter's pieces, or read them with the codec that wrote them and write them with
+    ours.
+    """
+    state = optimizer.state_of(member)
+    device = member.parameter.device
+    numbers = torch.full((1, 1, 1), member.number, dtype=torch.int32, device=device)
+    noise = Noise(numbers, hash_numbers(optimizer.seed, optimizer.steps[member.number]))
+    for stream, (cell, slot) in enumerate(optimizer.pipeline.cells(), start=WEIGHT_STREAM + 1):
+        prefix = f"{member.name}/{cell}/"
+        theirs = {
+            key.removeprefix(prefix): tensor.unsqueeze(0).to(device)
+            for key, tensor in saved.items()
+            if key.startswith(prefix)
+        }
+        old, new = storage.codec(slot), optimizer.pipeline.storage.codec(slot)
+        if old == new:
+            for name, piece in state[cell].items():
+                piece.copy_(theirs[name])
+        else:
+            new.write(state[cell], old.read(theirs), noise.stream(stream))
+
+
+def _clear(optimizer: ComposedOptimizer, member: Member) -> None:
+    """Forget what this optimizer had for a parameter that the saved run never stepped."""
+    for pieces in optimizer.state_of(member).values() if optimizer.is_allocated(member) else ():
+        for piece in pieces.values():
+            piece.zero_()
