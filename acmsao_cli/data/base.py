@@ -6,17 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from acmsao_cli.errors import DataError
+
 if TYPE_CHECKING:
     from PIL import Image
 
 
 @dataclass(frozen=True)
 class ImageExample:
-    """A captioned picture; `open` decodes it to RGB, upright, and raises DataError if it cannot."""
+    """A captioned picture; `open` decodes it to RGB, upright, and raises DataError if it cannot.
+
+    `size` is (height, width) as the header tells, where somebody has looked.
+    """
 
     place: str
     caption: str
     open: Callable[[], Image.Image]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Problem:
     place: str
     message: str
     severity: Literal["error", "warning"] = "error"
+
+    @staticmethod
+    def of(place: str, error: DataError) -> Problem:
+        """What `error`, whose message begins with "PLACE: ", says of this place."""
+        return Problem(place, error.message.removeprefix(f"{place}: "))
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def open_regular(path: Path, place: str) -> BinaryIO:
         # O_NONBLOCK: opening a pipe must not wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot open {place}: {reason(error)}") from error
+        raise DataError(f"{place}: cannot be opened: {reason(error)}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataError(f"{place} is not a regular file")
+        raise DataError(f"{place}: not a regular file")
     return os.fdopen(descriptor, "rb")

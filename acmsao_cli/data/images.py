@@ -188,7 +188,8 @@ def _decoding(place: str) -> Iterator[None]:
         raise _too_large(place) from error
     except Exception as error:  # damaged files make decoders raise nearly every class there is
         raise DataError(
-            f"{place} cannot be decoded: {reason(error)}", hint="save it anew or remove it"
+            f"{place}: cannot be decoded: {reason(error)}",
+            hint="save it anew or remove it",
         ) from error
 
 
@@ -199,13 +200,13 @@ def _stream(source: Path | bytes, place: str) -> BinaryIO:
 def _header(stream: BinaryIO, place: str) -> Image.Image:
     """Open without decoding; refuse what is empty, no picture, or too large."""
     if not stream.read(1):
-        raise DataError(f"{place} is empty", hint="remove it or put the picture back")
+        raise DataError(f"{place}: the file is empty", hint="remove it or put the picture back")
     stream.seek(0)
     try:
         image = Image.open(stream, formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{place} is not a picture of a known format",
+            f"{place}: not a picture of a known format",
             hint=f"formats: {', '.join(PILLOW_FORMATS)}",
         ) from error
     if image.width * image.height > MAX_PIXELS:
@@ -215,7 +216,7 @@ def _header(stream: BinaryIO, place: str) -> Image.Image:
 
 def _too_large(place: str, size: str = "its size") -> DataError:
     return DataError(
-        f"{place} is too large: {size} exceeds {MAX_PIXELS // 1_000_000} million pixels",
+        f"{place}: too large: {size} exceeds {MAX_PIXELS // 1_000_000} million pixels",
         hint="scale it down first; training does not use that many",
     )
 
@@ -255,7 +256,7 @@ def _grey(image: Image.Image, place: str) -> Image.Image:
     values = np.asarray(image)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{place} has {image.mode} pixels without a known range",
+            f"{place}: pixels of type {image.mode} have no known range",
             hint="save it with 8 or 16 bits per channel",
         )
     return Image.fromarray((values.astype(np.uint32) // 257).astype(np.uint8))
