@@ -9,27 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
 from acmsao_cli.config.layers import Request, resolve
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
     from acmsao_cli.engine.events import Listener
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or path of a YAML file.")
-]
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", "-p", metavar="NAME", help="16gb, 24gb, 80gb, cpu, or a path."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value; may be repeated."),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="JSON lines on stdout; text for people goes to stderr.")
-]
 
 
 def train(

@@ -30,7 +30,7 @@ class Working:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step; `memory_bytes` is the peak so far, allocated on a GPU, resident on a CPU."""
+    """One optimizer step. `memory_bytes` is the peak so far: allocated (GPU), resident (CPU)."""
 
     step: int
     total_steps: int

@@ -122,7 +122,7 @@ def training_step(
         # in the run and needs no saved state.
         torch.manual_seed(derive_seed(core.seed, "dropout", first_micro_batch + index))
         loss = core.trainee.loss(batch) / total_weight
-        guard("loss", loss)
+        guard("loss", loss.detach())
         loss.backward()
         losses.append(loss.detach())
     norm = clip_gradients(core)

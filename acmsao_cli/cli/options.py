@@ -1,0 +1,22 @@
+"""Arguments that several commands take, written once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or path of a YAML file.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", metavar="NAME", help="16gb, 24gb, 80gb, cpu, or a path."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value; may be repeated."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="JSON lines on stdout; text for people goes to stderr.")
+]

@@ -1,0 +1,101 @@
+"""Which folder a run takes under --output and --resume."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.engine.folder import RunFolder, choose_place
+from acmsao_cli.errors import CheckpointError, ConfigError, RunLockedError
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go to the current folder's runs/."""
+    monkeypatch.chdir(tmp_path)
+
+
+def start(path: Path, step: int | None = None) -> RunFolder:
+    folder = RunFolder(path)
+    path.mkdir(parents=True)
+    folder.recipe.write_text("about: test\n")
+    if step is not None:
+        CheckpointStore(folder.checkpoints, 2).save(step, {"weights": {"w": torch.ones(1)}}, {})
+    return folder
+
+
+def test_without_output_runs_are_numbered_and_an_unfinished_one_is_continued() -> None:
+    assert choose_place("quick", None, "auto", 2).folder.path == Path("runs/quick-001")
+    folder = start(Path("runs/quick-001"), step=4)
+    place = choose_place("quick", None, "auto", 2)
+    assert place.folder == folder
+    assert place.checkpoint is not None
+    assert place.checkpoint.step == 4
+    assert choose_place("quick", None, "never", 2).folder.path == Path("runs/quick-002")
+    assert choose_place("quick-llm", None, "auto", 2).folder.path == Path("runs/quick-llm-001")
+    folder.finish({"status": "finished"})
+    place = choose_place("quick", None, "auto", 2)
+    assert place.folder.path == Path("runs/quick-002")
+    assert not place.finished
+
+
+def test_with_output_a_finished_run_is_already_done() -> None:
+    out = Path("out")
+    assert not choose_place("quick", out, "auto", 2).finished
+    folder = start(out, step=3)
+    place = choose_place("quick", out, "auto", 2)
+    assert place.checkpoint is not None
+    with pytest.raises(ConfigError, match="already holds a run"):
+        choose_place("quick", out, "never", 2)
+    folder.finish({"status": "finished"})
+    assert choose_place("quick", out, "auto", 2).finished
+
+
+def test_a_folder_that_is_not_a_run_is_refused() -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("words")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        choose_place("quick", Path("mine"), "auto", 2)
+    with pytest.raises(ConfigError, match="not a run folder"):
+        choose_place("quick", Path("mine/thesis.txt"), "auto", 2)
+
+
+def test_resume_takes_a_run_or_one_of_its_checkpoints() -> None:
+    folder = start(Path("out"), step=3)
+    CheckpointStore(folder.checkpoints, 2).save(6, {"weights": {"w": torch.ones(1)}}, {})
+    place = choose_place("quick", None, "out", 2)
+    assert (place.folder, place.checkpoint and place.checkpoint.step) == (folder, 6)
+    place = choose_place("quick", None, "out/checkpoints/step-00000003", 2)
+    assert place.folder.path.resolve() == Path("out").resolve()
+    assert place.checkpoint is not None
+    assert place.checkpoint.step == 3
+    with pytest.raises(CheckpointError, match="no such folder"):
+        choose_place("quick", None, "nowhere", 2)
+    with pytest.raises(ConfigError, match="is not the run"):
+        choose_place("quick", Path("elsewhere"), "out", 2)
+
+
+def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    holder = (
+        "import sys; from pathlib import Path; from acmsao_cli.engine.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(RunLockedError, match=f"process {process.pid}"), folder.locked():
+            pass
+        process.kill()
+    with folder.locked():
+        pass

@@ -1,0 +1,152 @@
+"""Laws of a whole run: what it leaves, and that stopping and resuming change nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.engine.assemble import restore
+from acmsao_cli.engine.events import Event, StepDone
+from acmsao_cli.engine.folder import RunFolder
+from acmsao_cli.engine.loop import train
+from acmsao_cli.engine.report import read_metrics
+from acmsao_cli.engine.signals import Stop, stop_on_signal
+from acmsao_cli.errors import CheckpointError, DivergedError, StoppedError
+
+
+def ignore(event: Event) -> None:
+    """A listener that does not listen."""
+
+
+def weights(run: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.parameters.items()}
+
+
+def stop_after(step: int, stop: Stop) -> Any:
+    def listener(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            stop.number = signal.SIGTERM
+
+    return listener
+
+
+OPTIONS = [
+    {},
+    {"optimizer": {"fused_backward": True, "storage": "factored"}, "training": {"clip_norm": None}},
+    {"optimizer": {"name": "lion", "storage": "bf16"}, "training": {"accumulation": 2}},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(
+    tmp_path: Path, make_run: Any, make_config: Any, options: Any, dtype: torch.dtype
+) -> None:
+    config = make_config(**options)
+    whole, whole_folder = make_run(config, dtype), RunFolder(tmp_path / "whole")
+    train(whole, whole_folder, Stop(), ignore)
+
+    folder, stop = RunFolder(tmp_path / "parts"), Stop()
+    with pytest.raises(StoppedError) as error:
+        train(make_run(config, dtype), folder, stop, stop_after(5, stop))
+    assert error.value.exit_code == 143
+    resumed = make_run(config, dtype)
+    checkpoint = CheckpointStore(folder.checkpoints, 2).newest()
+    assert checkpoint is not None
+    assert checkpoint.step == 5
+    restore(resumed, checkpoint, ignore)
+    train(resumed, folder, Stop(), ignore)
+
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name])
+    rows = [
+        [(row["step"], row["loss"], row["lr"]) for row in read_metrics(f.metrics)]
+        for f in (whole_folder, folder)
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 8
+
+
+def test_a_finished_run_leaves_what_the_documentation_says(tmp_path: Path, make_run: Any) -> None:
+    folder = RunFolder(tmp_path)
+    train(make_run(), folder, Stop(), ignore)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert {"metrics.jsonl", "loss.png", "samples/before-after.md", "final/toy.safetensors"} <= names
+    assert "summary.json" in names
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
+        "step-00000006",
+        "step-00000008",
+    ]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert folder.summary() == summary
+
+
+def test_metrics_behind_the_checkpoint_are_cut_on_resume(
+    tmp_path: Path, make_run: Any, make_config: Any
+) -> None:
+    folder, stop = RunFolder(tmp_path), Stop()
+    with pytest.raises(StoppedError):
+        train(make_run(), folder, stop, stop_after(4, stop))
+    with folder.metrics.open("a") as stream:
+        stream.write(json.dumps({"step": 5, "loss": 1.0}) + "\n" + '{"step": 6, "lo')
+    run = make_run()
+    checkpoint = CheckpointStore(folder.checkpoints, 2).newest()
+    assert checkpoint is not None
+    restore(run, checkpoint, ignore)
+    train(run, folder, Stop(), ignore)
+    assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, 9))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
+    tmp_path: Path, make_run: Any
+) -> None:
+    run = make_run()
+    run.core.trainee.poison_at = 16  # in the fifth step
+    with pytest.raises(DivergedError, match=r"step 5.*checkpoint is at step 3"):
+        train(run, RunFolder(tmp_path), Stop(), ignore)
+    assert all(value.isfinite().all() for value in weights(run).values())
+    assert run.step == 4
+
+
+def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
+    tmp_path: Path, make_run: Any, make_config: Any
+) -> None:
+    folder, stop = RunFolder(tmp_path), Stop()
+    with pytest.raises(StoppedError):
+        train(make_run(), folder, stop, stop_after(4, stop))
+    checkpoint = CheckpointStore(folder.checkpoints, 2).newest()
+    assert checkpoint is not None
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.05 in the run, 0\.01 now"):
+        restore(make_run(make_config(optimizer={"lr": 0.01})), checkpoint, ignore)
+    notices: list[Event] = []
+    changed = make_config(training={"steps": 12}, optimizer={"storage": "bf16"})
+    restore(make_run(changed), checkpoint, notices.append)
+    assert any("training.steps: 8 -> 12" in str(notice) for notice in notices)
+    assert any("bf16" in str(notice) for notice in notices)
+
+
+def test_a_second_signal_during_the_loop_would_end_the_process_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    with stop_on_signal() as stop:
+        stop.stepping = True
+        signal.raise_signal(signal.SIGINT)
+        assert stop.number == signal.SIGINT
+        assert codes == []
+        signal.raise_signal(signal.SIGTERM)
+        assert codes == [143]
+
+
+def test_a_signal_before_the_first_step_stops_on_the_spot() -> None:
+    with stop_on_signal(), pytest.raises(StoppedError) as error:
+        signal.raise_signal(signal.SIGHUP)
+    assert error.value.exit_code == 129
