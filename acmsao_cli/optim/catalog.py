@@ -76,7 +76,10 @@ def build_part(registry: Registry[Any], spec: Spec) -> Any:
     """Build one part; an option it does not know raises OptimizerError with the ones it does."""
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in given:
-        raise OptimizerError(f"a {registry.kind} needs a `name`, got {given}")
+        raise OptimizerError(
+            f"a {registry.kind} needs a `name`, got {given}",
+            hint=suggestion("", list(registry.parts)),
+        )
     name = given.pop("name")
     part = registry.get(name)
     known = list(_defaults(part))

@@ -68,7 +68,7 @@ def part_name(part: object) -> str:
     """Return the name a part is registered under, else its class's or function's own name."""
     owner = part if isinstance(part, type) or callable(part) else type(part)
     name = getattr(part, "registered_name", None) or getattr(owner, "__name__", None)
-    return str(name or type(part).__name__)
+    return str(name or type(part).__name__.lower())
 
 
 def signature(part: Any) -> str:

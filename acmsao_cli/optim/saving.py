@@ -139,7 +139,10 @@ def _check_tensors(
     known = {key for layout in planned.values() for key in layout}
     unknown = saved.keys() - known
     if unknown:
-        raise OptimizerError(f"saved optimizer state has an unknown tensor `{min(unknown)}`")
+        raise OptimizerError(
+            f"saved optimizer state has an unknown tensor `{min(unknown)}`",
+            hint="the file is damaged or belongs to another model",
+        )
     for member in optimizer.members:
         layout = planned[member.number]
         never_stepped = head["late_parameters"].get(member.name, head["step"]) == 0

@@ -42,7 +42,9 @@ class RmsClip:
 
     def __post_init__(self) -> None:
         if not self.limit > 0:
-            raise OptimizerError(f"the limit of rms_clip must be positive, not {self.limit}")
+            raise OptimizerError(
+                f"the limit of rms_clip must be positive, not {self.limit}", hint="typical: 1.0"
+            )
 
     def __call__(self, grad: Tensor, ctx: Context) -> Tensor:
         """Divide by max(1, rms / limit)."""

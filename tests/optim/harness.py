@@ -1,0 +1,121 @@
+"""A tiny problem, and every way of stepping through it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from acmsao_cli.optim import ONE_BY_ONE, ComposedOptimizer, Pipeline, Stacking, build_pipeline
+from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
+from acmsao_cli.optim.momentum import momentum
+from acmsao_cli.optim.ratio import ratio
+from acmsao_cli.optim.rules.base import rule
+from acmsao_cli.optim.storage.policy import storage
+
+SEED = 7
+NUM_STEPS = 5
+DTYPES = (torch.float32, torch.bfloat16)
+# Parts that sum over a parameter: the order of the sum may differ between stacked and single.
+SUMMING = frozenset({"factored", *gradient_edit.parts, *direction_edit.parts})
+
+
+def every_pipeline() -> Iterator[Pipeline]:
+    """Every rule x storage, bare and with all edits; every other part with every rule."""
+    edits = {
+        "gradient_edits": list(gradient_edit.parts),
+        "direction_edits": list(direction_edit.parts),
+    }
+    for name, kept in itertools.product(rule.parts, storage.parts):
+        yield build_pipeline(name, storage=kept)
+        yield build_pipeline(name, storage=kept, **edits)
+    for name in rule.parts:
+        for station, names in edits.items():
+            for edit in names:
+                yield build_pipeline(name, **{station: [edit]})
+        for other in sorted(set(momentum.parts) - {"ema"}):
+            yield build_pipeline(name, storage="factored", momentum=other)
+    for other in sorted(set(ratio.parts) - {"divide"}):
+        yield build_pipeline("adamw", ratio=other)
+    yield build_pipeline("adamw", storage={"default": "factored", "momentum": "bf16"})
+    yield build_pipeline("adamw", storage="bf16", rounding="nearest")
+
+
+def sums(pipeline: Pipeline) -> bool:
+    """Whether some part of the pipeline adds up a parameter's entries."""
+    return any(part in pipeline.signature() for part in SUMMING)
+
+
+class Model(nn.Module):
+    """Matrices (two alike), vectors, a convolution, a scalar; `spare` never gets a gradient."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+
+        self.first, self.second = parameter(6, 6), parameter(6, 6)
+        self.bias, self.other_bias = parameter(6), parameter(6)
+        self.conv = parameter(3, 6, 1, 1)
+        self.scale = parameter()
+        self.spare = parameter(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(x @ self.first + self.bias)
+        x = torch.tanh(x @ self.second + self.other_bias) * self.scale
+        return nn.functional.conv2d(x[:, :, None, None], self.conv).flatten(1)
+
+
+def batches(start: int = 0, stop: int = NUM_STEPS) -> Iterator[Tensor]:
+    for index in range(start, stop):
+        yield torch.randn(8, 6, generator=torch.Generator().manual_seed(index))
+
+
+def make(
+    pipeline: Pipeline,
+    dtype: torch.dtype = torch.float32,
+    stacking: Stacking | None = None,
+    lr: float = 0.01,
+) -> tuple[Model, ComposedOptimizer]:
+    model = Model(dtype)
+    optimizer = ComposedOptimizer(
+        model.named_parameters(),
+        pipeline,
+        lr=lr,
+        weight_decay=0.1,
+        seed=SEED,
+        stacking=stacking or ONE_BY_ONE,
+    )
+    return model, optimizer
+
+
+def backward(model: Model, x: Tensor) -> Tensor:
+    loss = (model(x.to(model.first.dtype)).float() - 0.5).square().mean()
+    loss.backward()
+    return loss.detach()
+
+
+def run(model: Model, optimizer: ComposedOptimizer, start: int = 0, stop: int = NUM_STEPS) -> None:
+    for x in batches(start, stop):
+        optimizer.zero_grad()
+        backward(model, x)
+        optimizer.step()
+
+
+def everything(model: Model, optimizer: ComposedOptimizer) -> dict[str, Tensor]:
+    """Weights, state and the last gradient norm."""
+    norm = optimizer.gradient_norm()
+    assert norm is not None
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    return weights | optimizer.state_tensors() | {"gradient norm": norm}
+
+
+def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert torch.equal(a[name], b[name]), name
