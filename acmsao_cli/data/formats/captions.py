@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, Problem
+from acmsao_cli.data.files import printable
 from acmsao_cli.data.images import PICTURE_SUFFIXES
 from acmsao_cli.data.pictures import (
     FOREIGN_SUFFIXES,
@@ -30,7 +31,7 @@ def has_captions(source: Source) -> bool:
     """Pictures with a caption beside them; or pictures alone, so that each lack can be named."""
     pictures = {stem(file) for file in source.with_suffix(*PICTURE_SUFFIXES)}
     texts = {stem(file) for file in source.with_suffix(".txt")}
-    described = any(file.name == "metadata.jsonl" for file in source.files)
+    described = any(source.with_suffix(".jsonl", ".arrow"))
     return not source.single and bool(pictures & texts or (pictures and not described))
 
 
@@ -50,12 +51,12 @@ def read_captions(source: Source, section: ImageData) -> Iterator[Example | Prob
         place = source.place(file)
         texts = captions.get(stem(file), [])
         if stem(file) in owners:
-            other = owners[stem(file)].name
+            other = printable(owners[stem(file)].name)
             yield Problem(place, f"has the same caption file as {other}", severity="warning")
         owners.setdefault(stem(file), file)
         if len(texts) != 1:
-            names = " and ".join(text.name for text in texts)
-            missing = f"there is no caption {file.stem}.txt beside it"
+            names = printable(" and ".join(text.name for text in texts))
+            missing = f"there is no caption {printable(file.stem)}.txt beside it"
             yield Problem(place, f"has several captions: {names}" if texts else missing)
             continue
         try:

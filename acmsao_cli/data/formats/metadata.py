@@ -7,6 +7,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, Problem
+from acmsao_cli.data.files import printable
 from acmsao_cli.data.images import PICTURE_SUFFIXES
 from acmsao_cli.data.pictures import caption_of, picture
 from acmsao_cli.data.records import Record, keys_of, records, text_of
@@ -48,7 +49,9 @@ def read_metadata(source: Source, section: ImageData) -> Iterator[Example | Prob
                 yield Problem.of(row.place, error)
                 continue
             if file in seen:
-                yield Problem(row.place, f"`{file}` was described before, at {seen[file]}")
+                yield Problem(
+                    row.place, f"`{printable(str(file))}` was described before, at {seen[file]}"
+                )
                 continue
             seen[file] = row.place
             yield from picture(source.root / file, _beside(source, file), caption)
@@ -73,7 +76,7 @@ def _row(source: Source, row: Record) -> tuple[PurePosixPath, str]:
         raise DataError(f"{row.place}: `{FILE_KEY}` must be a path relative to this file's folder")
     file = row.file.parent / relative
     if ".." in relative.parts or not source.contains(source.path(file)):
-        raise DataError(f"{row.place}: `{FILE_KEY}` leaves the data folder: {name!r}")
+        raise DataError(f"{row.place}: `{FILE_KEY}` leaves the data folder: {printable(name)}")
     return file, caption
 
 
@@ -81,4 +84,4 @@ def _beside(source: Source, file: PurePosixPath) -> str:
     """The place of a picture; a metadata file that was named alone stands for its folder."""
     if not source.single:
         return source.place(file)
-    return str(PurePosixPath(source.name).parent / file)
+    return printable(str(PurePosixPath(source.name).parent / file))
