@@ -106,6 +106,7 @@ def bucket_sizes(resolution: int, bucket_step: int) -> tuple[tuple[int, int], ..
     return tuple(sorted(sizes))
 
 
+@lru_cache(maxsize=4096)
 def target_size(
     height: int, width: int, resolution: int, buckets: bool, bucket_step: int
 ) -> tuple[int, int]:

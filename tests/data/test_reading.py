@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import acmsao_cli
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import ImageExample, Message, Problem, Reading, TextExample
@@ -234,13 +236,28 @@ def test_nesting_is_bounded_and_pipes_do_not_hang(tmp_path: Path) -> None:
     assert messages == ["nested more than 16 folders deep", "not a regular file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+def test_what_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.png")
     write(tmp_path / "a.txt", "words")
-    (tmp_path / "a.txt").chmod(0)
-    (message,) = [problem.message for problem in images(tmp_path).problems]
-    assert message == "cannot be opened: Permission denied"
+    (tmp_path / "closed").mkdir()
+    really_open, really_scan = os.open, os.scandir
+
+    def open_but_texts(path: Path, *flags: int) -> int:
+        if str(path).endswith(".txt"):
+            raise PermissionError(13, "Permission denied")
+        return really_open(path, *flags)
+
+    def scan_but_closed(path: Path) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return really_scan(path)
+
+    monkeypatch.setattr(os, "open", open_but_texts)  # root may read everything, so modes do not do
+    monkeypatch.setattr(os, "scandir", scan_but_closed)
+    assert told(images(tmp_path), tmp_path) == {
+        ("a.txt", "cannot be opened: Permission denied", "error"),
+        ("closed", "cannot be listed: Permission denied", "error"),
+    }
 
 
 def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
@@ -588,6 +605,19 @@ def test_a_missing_path_gives_near_matches(tmp_path: Path) -> None:
         text(tmp_path / ("x" * 300))
     with pytest.raises(DataError, match="cannot be opened"):
         text(tmp_path / "nul\0")
+
+
+def test_built_in_data_lies_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acmsao_cli, "__file__", str(tmp_path / "__init__.py"))
+    picture(tmp_path / "builtin" / "zoblins" / "01.png")
+    write(tmp_path / "builtin" / "zoblins" / "01.txt", "a zoblin")
+    lines(tmp_path / "builtin" / "pirate.jsonl", {"messages": [USER, ANSWER]})
+    section = ImageData(source="builtin:zoblins", resolution=64)
+    assert [example.place for example in read(section).examples] == ["builtin:zoblins/01.png"]
+    chats = read(TextData(source="builtin:pirate"))
+    assert [example.place for example in chats.examples] == ["builtin:pirate:1"]
+    with pytest.raises(DataError, match=r"builtin:pirate: no images .* it holds 1 \.jsonl"):
+        read(ImageData(source="builtin:pirate"))
 
 
 def test_unknown_built_in_data_lists_what_there_is() -> None:

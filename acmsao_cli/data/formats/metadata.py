@@ -10,7 +10,7 @@ from acmsao_cli.data.base import Example, Problem
 from acmsao_cli.data.files import printable
 from acmsao_cli.data.images import PICTURE_SUFFIXES
 from acmsao_cli.data.pictures import caption_of, picture
-from acmsao_cli.data.records import Record, keys_of, records, text_of
+from acmsao_cli.data.records import Record, first_records, keys_of, records, text_of
 from acmsao_cli.data.registry import data_format
 from acmsao_cli.data.source import Source
 from acmsao_cli.errors import DataError
@@ -29,11 +29,17 @@ def tables(source: Source) -> list[PurePosixPath]:
     ]
 
 
+def is_described(source: Source) -> bool:
+    """A metadata.jsonl somewhere, or the one .jsonl file that was named if it speaks of files."""
+    named = any(file.name == "metadata.jsonl" for file in source.files)
+    return named or (source.single and any(FILE_KEY in fields for fields in first_records(source)))
+
+
 @data_format(
     "metadata",
     kind="images",
     wants="a folder with metadata.jsonl: {file_name, text} for each picture",
-    matches=lambda source: bool(tables(source)),
+    matches=is_described,
 )
 def read_metadata(source: Source, section: ImageData) -> Iterator[Example | Problem]:
     """Every row's picture; file names are relative to the folder of their metadata.jsonl."""
