@@ -1,0 +1,198 @@
+"""The files a training leaves, each loaded back with the library it is for and compared."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from acmsao_cli.config.causal_lm import CausalLmRecipe
+from acmsao_cli.errors import OutputError
+from acmsao_cli.models.base import Exported, TrainingFacts
+from acmsao_cli.models.causal_lm.sample import stop_ids
+from acmsao_cli.models.causal_lm.source import Source, build_without_weights, quiet
+from acmsao_cli.models.locate import BUILTIN_PREFIX
+from acmsao_cli.models.lora import ADAPTER
+
+PREFIX = "base_model.model."
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+def export_adapter(
+    model: Any, source: Source, recipe: CausalLmRecipe, facts: TrainingFacts, directory: Path
+) -> Exported:
+    """A PEFT adapter folder, compared with what `PeftModel.from_pretrained` makes of it."""
+    folder = directory / "peft"
+    weights = {
+        PREFIX + name: _cast(tensor, recipe.output.dtype)
+        for name, tensor in _adapter_weights(model).items()
+    }
+    header = {"format": "pt"}
+    if recipe.output.metadata:
+        header["acmsao"] = json.dumps(describe(facts, recipe))
+    try:
+        _adapter_config(model, source, recipe).save_pretrained(folder)
+        save_file(weights, folder / "adapter_model.safetensors", metadata=header)
+        _write_card(folder, facts, recipe, library="peft")
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(folder, error) from error
+    difference = _largest_difference(weights, _read_adapter(folder, source), folder)
+    return Exported(folder, "peft", "PeftModel.from_pretrained", difference)
+
+
+def export_model(
+    model: Any,
+    tokenizer: Any,
+    recipe: CausalLmRecipe,
+    facts: TrainingFacts,
+    directory: Path,
+) -> Exported:
+    """A transformers folder with tokenizer, compared with what `from_pretrained` makes of it."""
+    folder = directory / "transformers"
+    weights = {
+        name: _cast(tensor, recipe.output.dtype)
+        for name, tensor in (*model.named_parameters(), *_saved_buffers(model))
+    }
+    try:
+        with quiet():
+            _save_model(model, tokenizer, weights, folder)
+        _write_card(folder, facts, recipe, library="transformers")
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(folder, error) from error
+    difference = _largest_difference(weights, _read_model(folder), folder)
+    return Exported(folder, "transformers", "AutoModelForCausalLM.from_pretrained", difference)
+
+
+def _cast(tensor: Tensor, dtype: str) -> Tensor:
+    """On the CPU in the output's dtype; the trained weight itself where nothing is to change."""
+    wanted = DTYPES.get(dtype, tensor.dtype) if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", wanted).contiguous()
+
+
+def _saved_buffers(model: Any) -> list[tuple[str, Tensor]]:
+    saved = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
+
+
+def _adapter_weights(model: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        model, adapter_name=ADAPTER, save_embedding_layers=False
+    )
+    return found
+
+
+def _adapter_config(model: Any, source: Source, recipe: CausalLmRecipe) -> Any:
+    config = copy.copy(model.peft_config[ADAPTER])
+    given = recipe.model.source
+    is_hub = not given.startswith(BUILTIN_PREFIX) and not Path(given).expanduser().exists()
+    config.base_model_name_or_path = given if is_hub else str(source.located.path)
+    config.revision = recipe.model.revision
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    return config
+
+
+def _save_model(model: Any, tokenizer: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    generation = model.generation_config
+    model.generation_config = _speakable(generation, stop_ids(model, tokenizer))
+    try:
+        model.save_pretrained(folder, state_dict=dict(weights))
+    finally:
+        model.generation_config = generation
+    tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
+    config["dtype"] = str(dtype).removeprefix("torch.")  # the library wrote the training's
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _speakable(generation: Any, ends: list[int]) -> Any:
+    """The model's generation settings, stopping at every end mark that was trained."""
+    adapted = copy.copy(generation)
+    adapted.eos_token_id = ends or None
+    return adapted
+
+
+def _read_adapter(folder: Path, source: Source) -> dict[str, Tensor]:
+    """Adapter weights as peft reads them onto the model; the model itself stays without weights."""
+    base = build_without_weights(source, torch.float32)
+    try:
+        loaded = PeftModel.from_pretrained(
+            base, folder, low_cpu_mem_usage=True, torch_device="cpu", autocast_adapter_dtype=False
+        )
+    except UNREADABLE as error:
+        raise OutputError(f"{folder} was written, but peft cannot load it: {error}") from error
+    weights = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    return dict(weights)
+
+
+def _read_model(folder: Path) -> dict[str, Tensor]:
+    try:
+        with quiet():
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False
+            )
+    except UNREADABLE as error:
+        raise OutputError(
+            f"{folder} was written, but transformers cannot load it: {error}"
+        ) from error
+    return {**dict(model.named_parameters()), **dict(_saved_buffers(model))}
+
+
+def _largest_difference(
+    written: Mapping[str, Tensor], read: Mapping[str, Tensor], folder: Path
+) -> float:
+    """0.0; raises OutputError if names, dtypes, shapes or values changed on the way."""
+    if written.keys() != read.keys():
+        names = ", ".join(sorted(written.keys() ^ read.keys())[:3])
+        raise OutputError(f"{folder} does not load back: tensors missing or new: {names}")
+    worst = 0.0
+    for name, tensor in written.items():
+        other = read[name].detach()
+        if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+            raise OutputError(f"{folder} does not load back: {name} has another shape or dtype")
+        if tensor.numel():
+            worst = max(worst, float((tensor.float() - other.float()).abs().max()))
+    if worst != 0.0:
+        raise OutputError(f"{folder} does not load back: weights differ by up to {worst:g}")
+    return worst
+
+
+def describe(facts: TrainingFacts, recipe: CausalLmRecipe) -> dict[str, str]:
+    """The training in words, for headers and the model card."""
+    known = {
+        "name": facts.name,
+        "base model": recipe.model.source,
+        "method": recipe.method.kind,
+        "steps": facts.steps,
+        "examples": facts.num_examples,
+        "learning rate": facts.learning_rate,
+        "optimizer": facts.optimizer,
+        "seed": facts.seed,
+        "final loss": facts.loss,
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def _write_card(folder: Path, facts: TrainingFacts, recipe: CausalLmRecipe, library: str) -> None:
+    if not recipe.output.metadata:
+        return
+    front = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "---"]
+    rows = [f"| {name} | {value} |" for name, value in describe(facts, recipe).items()]
+    lines = [*front, f"# {facts.name}", "", "Trained with acmsao.", "", "| | |", "|---|---|", *rows]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _unwritable(folder: Path, error: Exception) -> OutputError:
+    return OutputError(f"cannot write {folder}: {error}", hint="check free space and permissions")

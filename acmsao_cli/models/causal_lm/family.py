@@ -1,0 +1,104 @@
+"""Causal language models that transformers knows, from a folder or the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from acmsao_cli.config.causal_lm import CausalLmRecipe
+from acmsao_cli.config.recipe import Recipe
+from acmsao_cli.data.base import Example
+from acmsao_cli.models.base import Facts
+from acmsao_cli.models.causal_lm import encode
+from acmsao_cli.models.causal_lm.source import (
+    Source,
+    build_without_weights,
+    count,
+    find,
+    load,
+    load_tokenizer,
+    quiet,
+    read_source,
+)
+from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee, longest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CausalLmFamily:
+    """See `models.base.ModelFamily` for the contract."""
+
+    name: str = "causal_lm"
+
+    def facts(self, recipe: Recipe) -> Facts:
+        """What configuration and headers say of the model."""
+        assert isinstance(recipe, CausalLmRecipe)
+        source = read_source(recipe)
+        model = build_without_weights(source, torch.float32)
+        return Facts(
+            family=self.name,
+            source=recipe.model.source,
+            path=source.located.path,
+            kind=source.located.kind,
+            parameters={"model": count(model)},
+            details=_details(recipe, source, type(model).__name__),
+        )
+
+    def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> CausalLmTrainee:
+        """The model with the recipe's method applied; the tokenizer is tried before any weight."""
+        assert isinstance(recipe, CausalLmRecipe)
+        source = read_source(recipe)
+        if device.type == "meta":
+            return CausalLmTrainee(recipe, source, build_without_weights(source, dtype))
+        load_tokenizer(source.located)
+        if longest(recipe, source) < recipe.data.max_length:
+            logger.warning("%s", _too_long(recipe, source))
+        return CausalLmTrainee(recipe, source, load(source, device, dtype))
+
+    def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
+        """The text of each example, learned tokens between [[ and ]]. Reads the tokenizer only."""
+        assert isinstance(recipe, CausalLmRecipe)
+        tokenizer = load_tokenizer(find(recipe))
+        encode.prepare_tokenizer(tokenizer, recipe)
+        for example in examples:
+            with quiet():
+                tokens = encode.tokenize(tokenizer, example, recipe.data)
+            fate, item = encode.fit(tokens, recipe.data.max_length, recipe.data.over_long)
+            if item is None:
+                yield f"{example.place}: left out, {fate}: {len(tokens.ids)} tokens"
+                continue
+            text = "".join(encode.marked_text(tokenizer, item))
+            note = "" if fate == encode.WHOLE else f" (cut from {len(tokens.ids)})"
+            yield (
+                f"{example.place}: trained {item.num_trained} of {len(item.ids)} tokens{note}\n"
+                f"{text}"
+            )
+
+
+def _details(recipe: CausalLmRecipe, source: Source, architecture: str) -> dict[str, str]:
+    config = source.text_config
+    stored = {info.dtype for header in source.headers for info in header.tensors.values()}
+    details = {
+        "architecture": architecture,
+        "vocabulary": str(config.vocab_size),
+        "context": str(source.context_length or "unbounded"),
+        "layers": str(getattr(config, "num_hidden_layers", "?")),
+        "stored as": ", ".join(sorted(stored)),
+    }
+    if longest(recipe, source) < recipe.data.max_length:
+        details["warning"] = _too_long(recipe, source)
+    return details
+
+
+def _too_long(recipe: CausalLmRecipe, source: Source) -> str:
+    return (
+        f"data.max_length is {recipe.data.max_length}, but the model reads "
+        f"{source.context_length} tokens: that is used"
+    )
+
+
+FAMILY = CausalLmFamily()

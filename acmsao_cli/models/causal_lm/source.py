@@ -1,0 +1,241 @@
+"""A transformers folder: what its files say, its tokenizer, and its model with or without weights.
+
+Nothing in a model folder is run: no pickles, no `trust_remote_code`, no kernels that its
+configuration names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as library_logging
+
+from acmsao_cli.config.causal_lm import CausalLmRecipe
+from acmsao_cli.errors import ModelError
+from acmsao_cli.models.locate import Located, locate, read_json, weight_files
+from acmsao_cli.models.safetensors_header import Header, read_header
+
+# What is fetched of a hub id; pickles and other programs' copies of the weights are not.
+FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
+
+# Buffers that old versions of transformers saved among the weights.
+FORGOTTEN_BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.masked_bias")
+
+# What transformers raises on unsound files.
+UNSOUND = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A located model with its configuration and the headers of its weight files, all checked."""
+
+    located: Located
+    config: Any
+    headers: tuple[Header, ...]
+
+    @property
+    def text_config(self) -> Any:
+        """The part of the configuration that describes the language model."""
+        return self.config.get_text_config()
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens the model was made for; None where nothing bounds it."""
+        length = getattr(self.text_config, "max_position_embeddings", None)
+        return length if isinstance(length, int) and length > 0 else None
+
+
+def find(recipe: CausalLmRecipe) -> Located:
+    """The folder of the recipe's model. Raises ModelError."""
+    return locate(
+        recipe.model.source, recipe.model.revision, single_file_allowed=False, patterns=FILES
+    )
+
+
+def read_source(recipe: CausalLmRecipe) -> Source:
+    """Read configuration and headers, no weights. Raises ModelError for what cannot be trained."""
+    located = find(recipe)
+    config = _read_config(located)
+    headers = tuple(read_header(file) for file in weight_files(located.path, "model"))
+    source = Source(located, config, headers)
+    _check_layers(source)
+    return source
+
+
+def _read_config(located: Located) -> Any:
+    path = located.path / "config.json"
+    if (located.path / "adapter_config.json").exists():
+        raise ModelError(
+            f"{located.path} is a LoRA adapter, not a model",
+            hint="give model.source the model it was trained on (base_model_name_or_path there)",
+        )
+    if not path.is_file():
+        raise ModelError(
+            f"{located.path} has no config.json", hint="a transformers folder is needed"
+        )
+    raw = read_json(path)
+    _refuse_untrainable(located, raw)
+    try:
+        config = AutoConfig.from_pretrained(located.path, trust_remote_code=False)
+    except UNSOUND as error:
+        raise _unsound(located, "config.json cannot be used", error) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{located.path} is a {raw['model_type']}, not a causal language model")
+    return config
+
+
+def _refuse_untrainable(located: Located, raw: dict[str, object]) -> None:
+    kind = raw.get("model_type")
+    if kind not in CONFIG_MAPPING and "auto_map" in raw:
+        raise ModelError(
+            f"{located.path} needs its own Python code (auto_map in config.json), and code from a "
+            "model folder is never run: refused",
+            hint="use a model that transformers knows itself",
+        )
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{located.path}/config.json: transformers does not know the model_type {kind!r}"
+        )
+    if "quantization_config" in raw:
+        raise ModelError(
+            f"{located.path} has quantised weights, which cannot be trained",
+            hint="use the model's original weights",
+        )
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        if "/" in str(raw.get(key, "")):
+            raise ModelError(
+                f"{located.path}/config.json: {key} names code to be fetched from the hub: refused",
+                hint=f"remove {key} from config.json",
+            )
+
+
+def _check_layers(source: Source) -> None:
+    """An absurd number of layers would take hours to build; each has at least one weight."""
+    layers = getattr(source.text_config, "num_hidden_layers", None)
+    tensors = sum(len(header.tensors) for header in source.headers)
+    if isinstance(layers, int) and layers > tensors:
+        raise ModelError(
+            f"{source.located.path}/config.json says {layers} layers, but its weights are only "
+            f"{tensors} tensors"
+        )
+
+
+def _unsound(located: Located, what: str, error: BaseException) -> ModelError:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return ModelError(f"{located.path}: {what}: {reason}")
+
+
+def load_tokenizer(located: Located) -> Any:
+    """The folder's tokenizer. Raises ModelError if there is none that works."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(located.path, trust_remote_code=False)
+        ids = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    except (*UNSOUND, ImportError) as error:
+        raise _no_tokenizer(located) from error
+    if not ids:  # Without files some classes make an empty tokenizer that drops every text.
+        raise _no_tokenizer(located)
+    return tokenizer
+
+
+def _no_tokenizer(located: Located) -> ModelError:
+    return ModelError(
+        f"{located.path} has no tokenizer that works",
+        hint="a model folder needs its tokenizer.json and tokenizer_config.json beside the weights",
+    )
+
+
+def build_without_weights(source: Source, dtype: torch.dtype) -> Any:
+    """The model on the meta device. Raises ModelError if the weight files cannot fill it."""
+    try:
+        with torch.device("meta"), quiet():
+            model = AutoModelForCausalLM.from_config(
+                source.config, dtype=dtype, trust_remote_code=False
+            )
+    except UNSOUND as error:
+        raise _unsound(source.located, "its configuration makes no model", error) from error
+    needed, present = count(model), sum(header.num_parameters for header in source.headers)
+    if needed > present:
+        raise ModelError(
+            f"{source.located.path}: config.json describes {needed} parameters, but the weight "
+            f"files hold {present}",
+            hint="the two do not belong together, or a file is missing; download the model again",
+        )
+    settle_positions(model)
+    return model
+
+
+def settle_positions(model: nn.Module) -> None:
+    """Fix the frequencies of rotary embeddings: a meta tensor cannot say how long the text is."""
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, str):
+            module.rope_type = "default"  # type: ignore[assignment]
+        elif isinstance(kind, dict):
+            module.rope_type = dict.fromkeys(kind, "default")  # type: ignore[assignment]
+
+
+def count(model: nn.Module) -> int:
+    """Parameters, a shared one once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def load(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model with its weights on `device`, read tensor by tensor.
+
+    Raises ModelError unless weights and configuration fit each other exactly: transformers would
+    fill what is missing with random numbers and drop what is left over.
+    """
+    build_without_weights(source, dtype)
+    placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.located.path,
+                config=source.config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **placement,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except UNSOUND as error:
+        raise _unsound(source.located, "its weights cannot be loaded", error) from error
+    _check_complete(source, report)
+    return model
+
+
+def _check_complete(source: Source, report: dict[str, Any]) -> None:
+    left_over = [key for key in report["unexpected_keys"] if not key.endswith(FORGOTTEN_BUFFERS)]
+    for what, keys in (("lack", report["missing_keys"]), ("also hold", left_over)):
+        if keys:
+            named = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+            raise ModelError(
+                f"{source.located.path}: the weight files {what} {len(keys)} tensors: {named}",
+                hint="config.json and the weights do not belong together; download them again",
+            )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and reports off the terminal: what matters is raised."""
+    verbosity = library_logging.get_verbosity()
+    bars = library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(verbosity)
+        if bars:
+            library_logging.enable_progress_bar()
