@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import OutputError
 from acmsao_cli.models.base import Exported, TrainingFacts
 from acmsao_cli.models.causal_lm.sample import stop_ids
-from acmsao_cli.models.causal_lm.source import Source, build_without_weights, quiet
+from acmsao_cli.models.causal_lm.source import Source, quiet
 from acmsao_cli.models.locate import BUILTIN_PREFIX
 from acmsao_cli.models.lora import ADAPTER
 
@@ -41,6 +42,7 @@ def export_adapter(
     if recipe.output.metadata:
         header["acmsao"] = json.dumps(describe(facts, recipe))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _adapter_config(model, source, recipe).save_pretrained(folder)
         save_file(weights, folder / "adapter_model.safetensors", metadata=header)
         _write_card(folder, facts, recipe, library="peft")
@@ -64,6 +66,7 @@ def export_model(
         for name, tensor in (*model.named_parameters(), *_saved_buffers(model))
     }
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with quiet():
             _save_model(model, tokenizer, weights, folder)
         _write_card(folder, facts, recipe, library="transformers")
@@ -124,16 +127,20 @@ def _speakable(generation: Any, ends: list[int]) -> Any:
 
 
 def _read_adapter(folder: Path, source: Source) -> dict[str, Tensor]:
-    """Adapter weights as peft reads them onto the model; the model itself stays without weights."""
-    base = build_without_weights(source, torch.float32)
+    """Adapter weights as peft reads them onto the model, whose own weights stay in their files."""
     try:
-        loaded = PeftModel.from_pretrained(
-            base, folder, low_cpu_mem_usage=True, torch_device="cpu", autocast_adapter_dtype=False
-        )
+        with quiet(), warnings.catch_warnings():
+            # peft asks transformers by a name that newer versions call deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            base = AutoModelForCausalLM.from_pretrained(
+                source.located.path, dtype="auto", use_safetensors=True, trust_remote_code=False
+            )
+            loaded = PeftModel.from_pretrained(base, folder)
     except UNREADABLE as error:
         raise OutputError(f"{folder} was written, but peft cannot load it: {error}") from error
-    weights = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-    return dict(weights)
+    return {
+        PREFIX + name: tensor for name, tensor in _adapter_weights(loaded.base_model.model).items()
+    }
 
 
 def _read_model(folder: Path) -> dict[str, Tensor]:
@@ -153,20 +160,20 @@ def _read_model(folder: Path) -> dict[str, Tensor]:
 def _largest_difference(
     written: Mapping[str, Tensor], read: Mapping[str, Tensor], folder: Path
 ) -> float:
-    """0.0; raises OutputError if names, dtypes, shapes or values changed on the way."""
+    """0.0; raises OutputError if names, shapes or values changed on the way."""
     if written.keys() != read.keys():
         names = ", ".join(sorted(written.keys() ^ read.keys())[:3])
         raise OutputError(f"{folder} does not load back: tensors missing or new: {names}")
-    worst = 0.0
     for name, tensor in written.items():
         other = read[name].detach()
-        if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
-            raise OutputError(f"{folder} does not load back: {name} has another shape or dtype")
-        if tensor.numel():
-            worst = max(worst, float((tensor.float() - other.float()).abs().max()))
-    if worst != 0.0:
-        raise OutputError(f"{folder} does not load back: weights differ by up to {worst:g}")
-    return worst
+        if tensor.shape != other.shape:
+            raise OutputError(f"{folder} does not load back: {name} has another shape")
+        difference = (tensor.float() - other.float()).abs()
+        if not (difference == 0).all():  # also where a weight is not a number
+            raise OutputError(
+                f"{folder} does not load back: {name} differs by up to {difference.max():g}"
+            )
+    return 0.0
 
 
 def describe(facts: TrainingFacts, recipe: CausalLmRecipe) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -31,7 +32,16 @@ FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
 FORGOTTEN_BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.masked_bias")
 
 # What transformers raises on unsound files.
-UNSOUND = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
+UNSOUND = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @dataclass(frozen=True)
@@ -88,13 +98,23 @@ def _read_config(located: Located) -> Any:
         config = AutoConfig.from_pretrained(located.path, trust_remote_code=False)
     except UNSOUND as error:
         raise _unsound(located, "config.json cannot be used", error) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or _reads_both_ways(config):
         raise ModelError(f"{located.path} is a {raw['model_type']}, not a causal language model")
     return config
 
 
+def _reads_both_ways(config: Any) -> bool:
+    """A BERT and its kin, which would see the token they are to predict.
+
+    GPT-NeoX's configuration calls it no decoder either; its architecture's name tells them apart.
+    """
+    names = " ".join(getattr(config, "architectures", None) or ())
+    is_decoder = getattr(config, "is_decoder", True)
+    return not is_decoder and "ForCausalLM" not in names and "LMHeadModel" not in names
+
+
 def _refuse_untrainable(located: Located, raw: dict[str, object]) -> None:
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if kind not in CONFIG_MAPPING and "auto_map" in raw:
         raise ModelError(
             f"{located.path} needs its own Python code (auto_map in config.json), and code from a "
@@ -103,7 +123,7 @@ def _refuse_untrainable(located: Located, raw: dict[str, object]) -> None:
         )
     if kind not in CONFIG_MAPPING:
         raise ModelError(
-            f"{located.path}/config.json: transformers does not know the model_type {kind!r}"
+            f"{located.path}/config.json: transformers does not know the model_type `{kind}`"
         )
     if "quantization_config" in raw:
         raise ModelError(

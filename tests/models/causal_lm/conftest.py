@@ -1,4 +1,4 @@
-"""Micro models and tokenizers, built from configuration, that behave like the families they stand for."""
+"""Micro models and tokenizers that behave like the families they stand for."""
 
 from __future__ import annotations
 

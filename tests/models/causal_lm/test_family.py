@@ -144,9 +144,11 @@ REFUSED = {
     lambda at: edit(at, num_hidden_layers=10**6): "1000000 layers, but its weights are only",
     lambda at: edit(at, hidden_size=2**50): "its configuration makes no model|describes",
     lambda at: edit(at, num_attention_heads="four"): "config.json cannot be used",
-    lambda at: edit(at, model_type="bert"): "is a bert, not a causal|config.json cannot be used",
+    lambda at: edit(
+        at, model_type="bert", architectures=["BertForMaskedLM"]
+    ): "is a bert, not a causal",
     lambda at: edit(at, model_type="t5"): "is a t5, not a causal",
-    lambda at: edit(at, model_type="nothing"): "does not know the model_type 'nothing'",
+    lambda at: edit(at, model_type="nothing"): "does not know the model_type `nothing`",
     lambda at: edit(at, model_type=[1]): "does not know the model_type",
     lambda at: edit(at, quantization_config={"bits": 4}): "quantised weights",
     lambda at: edit(at, attn_implementation="someone/kernel"): "code to be fetched from the hub",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -82,7 +84,7 @@ def test_a_target_that_names_nothing_is_refused(model_folder, recipe):
 
 def test_full_training_on_a_cpu_leaves_the_model_file_alone(model_folder, recipe):
     trainee = opened(recipe(model_folder("qwen2")))
-    maps = open("/proc/self/maps", encoding="utf-8").read().splitlines()  # noqa: SIM115
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     mapped = [line.split()[0] for line in maps if str(model_folder("qwen2")) in line]
     ranges = [tuple(int(end, 16) for end in part.split("-")) for part in mapped]
     for weight in trainee.model.parameters():
