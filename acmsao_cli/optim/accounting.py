@@ -18,7 +18,7 @@ from acmsao_cli.optim.pipeline import Pipeline
 _META = torch.device("meta")
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):
     """While active, follows the storages that operations create until they die; `peak` is their
     largest sum.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 _MULTIPLIERS: Final = (0x85EBCA6B, 0xC2B2AE35)  # murmur3's 32-bit finaliser
 _GOLDEN: Final = 0x9E3779B9  # odd, so multiplying by it permutes the 32-bit integers
+_APART: Final = 0x2545F491  # odd: keeps the parameters' keys far from each other
 _LOW_32_BITS: Final = 0xFFFFFFFF
 
 
@@ -47,22 +48,18 @@ class Noise:
         """Draw 16 bits for each element of a (batch, rows, cols) tensor, as int16."""
         batch, rows, cols = shape
         numel = rows * cols
-        golden = _as_signed(_GOLDEN)
-        keys = finalise((self.numbers * golden).add_(self.salt).add_(hash_numbers(self.index)))
+        keys = (self.numbers * _APART).add_(self.salt).add_(hash_numbers(self.index))
         # A word serves two elements: hashing is the cost of stochastic rounding.
         counter = torch.arange((numel + 1) // 2, dtype=torch.int32, device=keys.device)
-        words = finalise(counter.mul_(golden) ^ keys.view(batch, 1))
+        words = finalise(counter.mul_(_as_signed(_GOLDEN)).bitwise_xor(keys.view(batch, 1)))
         return words.view(torch.int16)[:, :numel].reshape(shape)
 
 
 def finalise(words: Tensor) -> Tensor:
     """Murmur3's finaliser on int32, in place; masks stand in for the unsigned shift torch lacks."""
-    words ^= (words >> 16) & 0xFFFF
-    words *= _as_signed(_MULTIPLIERS[0])
-    words ^= (words >> 13) & 0x7FFFF
-    words *= _as_signed(_MULTIPLIERS[1])
-    words ^= (words >> 16) & 0xFFFF
-    return words
+    words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF)).mul_(_as_signed(_MULTIPLIERS[0]))
+    words.bitwise_xor_((words >> 13).bitwise_and_(0x7FFFF)).mul_(_as_signed(_MULTIPLIERS[1]))
+    return words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))
 
 
 def round_stochastic(value: Tensor, noise: Noise) -> Tensor:

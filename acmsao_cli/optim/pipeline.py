@@ -13,7 +13,7 @@ from torch import Tensor
 from acmsao_cli.optim import registry
 from acmsao_cli.optim.edits.base import DirectionEdit, GradientEdit
 from acmsao_cli.optim.noise import Noise
-from acmsao_cli.optim.rules.base import Context, Rule
+from acmsao_cli.optim.rules.base import Cells, Context, Rule
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Cell, State
 from acmsao_cli.optim.storage.policy import Storage, build_storage
@@ -46,18 +46,13 @@ class Pipeline:
         }
 
     def step(self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise) -> None:
-        """Advance `weights` (batch, rows, cols; fp32 or bf16) and `state` in place by one gradient,
-        left as it is.
+        """Advance `weights` (batch, rows, cols; fp32 or bf16) and `state` in place by one gradient.
 
-        `ctx.weights` is replaced by the dense fp32 weights.
+        The gradient is left as it is; `ctx.weights` is replaced by the dense fp32 weights.
         """
-        dense, grad = weights.float(), grad.float()
+        dense = weights.float()
         ctx = replace(ctx, weights=dense)
-        for edit in self.gradient:
-            grad = edit(grad, ctx)
-        update = self.rule.update(grad, self._open(state, noise), ctx)
-        for change in self.direction:
-            update = change(update, grad, ctx)
+        update = self._direct(grad.float(), self._open(state, noise), ctx)
         self.write(weights, dense, update, ctx, noise.stream(WEIGHT_STREAM))
 
     def stations(self) -> str:
@@ -73,6 +68,14 @@ class Pipeline:
     def __str__(self) -> str:
         """Return the signature."""
         return self.signature()
+
+    def _direct(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        for edit in self.gradient:
+            grad = edit(grad, ctx)
+        update = self.rule.update(grad, cells, ctx)
+        for change in self.direction:
+            update = change(update, grad, ctx)
+        return update
 
     def _open(self, state: State, noise: Noise) -> dict[str, Cell]:
         return {

@@ -48,11 +48,13 @@ class AdamW(Rule):
 
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Divide the corrected momentum by the corrected root mean square."""
-        beta1, beta2 = self.betas
-        square = cells["mean_square"].read().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = self._root_mean_square(grad, cells, ctx)
+        beta, _ = self.betas
+        correction = bias_correction(beta, ctx.step)
+        return self.ratio(self.momentum.advance(grad, cells, ctx, beta, correction), root, self.eps)
+
+    def _root_mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        _, beta = self.betas
+        square = cells["mean_square"].read().mul_(beta).addcmul_(grad, grad, value=1 - beta)
         cells["mean_square"].write(square)
-        root = (square / bias_correction(beta2, ctx.step)).sqrt_()
-        correction = bias_correction(beta1, ctx.step)
-        return self.ratio(
-            self.momentum.advance(grad, cells, ctx, beta1, correction), root, self.eps
-        )
+        return (square / bias_correction(beta, ctx.step)).sqrt_()
