@@ -14,8 +14,8 @@ AcmsaoError                     1   unexpected fault
 ├── WorkerError                 9   a data worker died
 └── StoppedError            128+n   stopped by signal n after saving
 
-An error is a value: a message that says what and where, a hint that says how to mend it. Only `cli/app.py` prints
-errors and turns them into exit codes.
+An error is a value: a message that says what and where, a hint that says how to mend it. Only
+`cli/app.py` prints errors and turns them into exit codes.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a run is: frozen models of a recipe, and how one is put together from layers. Never imports torch."""
+"""What a run is: frozen models of a recipe, and how one is put together. Never imports torch."""

@@ -19,19 +19,30 @@ FAMILIES: dict[str, type[SdxlRecipe] | type[CausalLmRecipe]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from: `layer` is default, preset, recipe or set; `place` a file and line, or the argument."""
+    """Where a value came from: `layer` is default, preset, recipe or set.
+
+    `place` is a file and line, or the argument; empty for a default.
+    """
 
     layer: str
     place: str = ""
+
+    def __str__(self) -> str:
+        if self.layer == "set":
+            return self.place
+        return f"{self.layer} {self.place}".rstrip()
+
+
+DEFAULT = Origin("default")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """A recipe with everything decided, each value with its origin.
 
-    `origins` maps dotted paths of leaves ("optimizer.lr") to their origin. `name` is the recipe's name, used for the
-    run folder; `preset` is the preset's name, if one was chosen. Relative paths inside `recipe` (model.source,
-    data.source) are already made absolute against the folder of the file that named them.
+    `origins` maps dotted paths of leaves ("optimizer.lr") to their origin. `name` is the recipe's
+    name, used for the run folder; `preset` is the preset's name, if one was chosen. Relative paths
+    inside `recipe` (model.source, data.source) are already absolute.
     """
 
     name: str

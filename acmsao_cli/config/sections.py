@@ -1,7 +1,7 @@
 """The parts of a recipe that every model family shares.
 
-Every field says what it means, in which unit; the JSON schema, `acmsao recipes show` and docs/recipes.md are made from
-these texts. A field that only one family knows lives in that family's file.
+Every field says what it means, in which unit; the JSON schema, the errors and docs/recipes.md are
+made from these texts. A field that only one family knows lives in that family's file.
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""Text for people and lines for programs, as they leave the commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from acmsao_cli.errors import AcmsaoError
+
+# What could move a terminal's cursor or turn its text around, when a file name or a key is echoed.
+UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def print_error(error: AcmsaoError, *, as_json: bool = False) -> None:
+    """Say on stderr what went wrong and how to mend it; for a program also as a line on stdout."""
+    first, *rest = error.message.splitlines() or [type(error).__name__]
+    lines = [f"error: {first}", *rest]
+    if error.hint:
+        opening, *more = error.hint.splitlines()
+        lines += [f"  help: {opening}", *(f"    {line.strip()}" for line in more)]
+    if as_json:
+        print_json(error_event(error))
+    print(safe("\n".join(lines)), file=sys.stderr, flush=True)
+
+
+def error_event(error: AcmsaoError) -> dict[str, Any]:
+    """Return the last line that --json prints of a command that failed."""
+    return {
+        "event": "error",
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+
+
+def print_json(event: Any) -> None:
+    """Print one line for a program."""
+    print(json.dumps(event), flush=True)
+
+
+def print_table(rows: Iterable[Sequence[str]]) -> None:
+    """Print rows with their columns aligned; the last column is as wide as it is."""
+    rows = [[safe(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=False)]
+        print("  ".join([*cells, row[-1]]).rstrip())
+
+
+def safe(text: str) -> str:
+    """Return text in which control characters are seen rather than obeyed."""
+    return UNSAFE.sub(lambda found: f"\\x{ord(found.group()):02x}", text)

@@ -1,0 +1,27 @@
+"""`acmsao schema`: what editors need to complete and check a recipe."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from acmsao_cli.config.schema import json_schema
+
+
+class Family(StrEnum):
+    """The families that have a schema."""
+
+    sdxl = "sdxl"
+    causal_lm = "causal_lm"
+
+
+def schema(
+    family: Annotated[
+        Family | None, typer.Option(help="Only this model family's recipes.", show_default="all")
+    ] = None,
+) -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    print(json.dumps(json_schema(family), indent=2))

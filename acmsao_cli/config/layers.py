@@ -1,0 +1,170 @@
+"""From a request to a run: defaults < preset < recipe < --set, every value with its origin."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acmsao_cli.config.check import flatten, validate
+from acmsao_cli.config.locate import locate
+from acmsao_cli.config.preset import load_preset
+from acmsao_cli.config.problems import Problem, refuse
+from acmsao_cli.config.reading import Document, describe, read_file, read_value
+from acmsao_cli.config.recipe import DEFAULT, FAMILIES, Origin, RunConfig
+from acmsao_cli.config.rules import broken_rules
+from acmsao_cli.config.schema import METHODS, outline
+from acmsao_cli.config.suggest import closest
+from acmsao_cli.errors import ConfigError
+
+BUILTIN = "builtin:"
+SETTING = re.compile(r"\w+(?:\.\w+)*")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, nothing looked up: names or paths, and `key=value` settings."""
+
+    recipe: str
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of values; `base` is the folder that its relative paths start from."""
+
+    name: str
+    document: Document
+    base: Path
+
+
+def resolve(request: Request) -> RunConfig:
+    """Read, overlay and check everything a run is decided by; raise ConfigError for any mistake."""
+    located = locate("recipe", request.recipe)
+    recipe = Layer("recipe", read_file(located.path, located.shown), located.base)
+    settings = [read_setting(text) for text in request.settings]
+    written = [recipe, *settings]
+    family = chosen("model.family", written, tuple(FAMILIES), located.shown)
+    method = chosen("method.kind", written, METHODS, located.shown)
+    known = outline(family, method)
+
+    layers = [*preset_layers(request.preset, family, method), *written]
+    flat = [flatten(layer.document, known) for layer in layers]
+    values, origins = overlay(layers, [leaves for leaves, _ in flat])
+    problems = [problem for _, found in flat for problem in found]
+
+    def place(path: str) -> str:
+        return origins[path].place if path in origins else located.shown
+
+    checked = validate(family, values, place, known)
+    if isinstance(checked, list):
+        refuse([*problems, *checked])
+        raise AssertionError("a validation failed without a problem")
+    refuse(problems)
+    refuse(list(broken_rules(checked, origins)))
+    everywhere = {path: origins.get(path, DEFAULT) for path in known.leaves}
+    return RunConfig(located.name, checked, everywhere, _preset_name(request.preset))
+
+
+def read_setting(text: str) -> Layer:
+    """Read one `key=value`; the value is YAML: `[a, b]`, `null`, `1e-4` mean what they say."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    place = f"--set {text}"
+    if not equals or not SETTING.fullmatch(key):
+        raise ConfigError(
+            f"--set takes key=value, found `{text}`", hint="for example --set optimizer.lr=1e-4"
+        )
+    values = read_value(value, place)
+    if isinstance(values, dict):
+        raise ConfigError(
+            f"`{key}` cannot be a section in {place}",
+            hint=f"set one key at a time, as in --set {key}.{next(iter(values), 'key')}=...; "
+            "a text that contains `: ` needs quotes within the shell's",
+        )
+    places = {}
+    for part in reversed(parts := key.split(".")):
+        values = {part: values}
+    for length in range(1, len(parts) + 1):
+        places[".".join(parts[:length])] = place
+    return Layer("set", Document(values, places), Path.cwd())
+
+
+def chosen(path: str, layers: Sequence[Layer], options: Sequence[str], shown: str) -> str:
+    """Return the value of a key that the rest of the schema depends on; the last layer wins."""
+    section, _, key = path.partition(".")
+    for layer in reversed(layers):
+        values = layer.document.values.get(section, {})
+        if isinstance(values, dict) and key not in values:
+            continue
+        value = values[key] if isinstance(values, dict) else values
+        place = layer.document.places[path if isinstance(values, dict) else section]
+        if not isinstance(values, dict):
+            refuse([_needs_section(section, value, place, path, options)])
+        if value not in options:
+            near = closest(str(value), options)
+            hint = f"did you mean `{near}`?" if near else None
+            wanted = " or ".join(options)
+            refuse([Problem(f"`{path}` must be {wanted}; found {describe(value)}", place, hint)])
+        return str(value)
+    raise ConfigError(
+        f"`{path}` is missing in {shown}", hint=f"write `{key}: {'` or `'.join(options)}` in it"
+    )
+
+
+def _needs_section(
+    section: str, value: Any, place: str, path: str, options: Sequence[str]
+) -> Problem:
+    return Problem(
+        f"`{section}` is a section and takes keys, found {describe(value)}",
+        place,
+        hint=f"indent its keys under it; `{path}` is {' or '.join(options)}",
+    )
+
+
+def preset_layers(request: str | None, family: str, method: str) -> list[Layer]:
+    """Return what a preset says for this family and method, the general first."""
+    if request is None:
+        return []
+    located = locate("preset", request)
+    preset = load_preset(located)
+    return [Layer("preset", part, located.base) for part in preset.parts_for(family, method)]
+
+
+def _preset_name(request: str | None) -> str | None:
+    return None if request is None else locate("preset", request).name
+
+
+def overlay(
+    layers: Iterable[Layer], leaves: Iterable[Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Lay values over each other, the last one on top; lists are replaced, never joined."""
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for layer, written in zip(layers, leaves, strict=True):
+        for path, value in written.items():
+            values[path] = absolute(path, value, layer.base)
+            origins[path] = Origin(layer.name, layer.document.places[path])
+    return values, origins
+
+
+def absolute(path: str, value: Any, base: Path) -> Any:
+    """Return a source with its path made absolute; hub ids and builtins stay as they are."""
+    if path not in ("model.source", "data.source") or not isinstance(value, str) or not value:
+        return value
+    if value.startswith(BUILTIN) or (path == "model.source" and not _is_path(value, base)):
+        return value
+    return os.path.abspath(base / os.path.expanduser(value))
+
+
+def _is_path(value: str, base: Path) -> bool:
+    """Tell a path from a hub id such as `org/name`: by its look, or because it is there."""
+    return (
+        value.startswith((".", "~", os.sep))
+        or value.endswith(".safetensors")
+        or os.path.exists(base / value)
+    )

@@ -1,0 +1,270 @@
+"""Pairs of settings that cannot be honoured together.
+
+A value that equals its default asks for nothing, so it is never refused; then the resolved
+configuration of a run is a valid recipe again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+from acmsao_cli.config.choices import parts
+from acmsao_cli.config.problems import Problem
+from acmsao_cli.config.recipe import Origin, Recipe
+from acmsao_cli.config.sdxl import ImageData, SdxlFull, SdxlLora, SdxlRecipe
+from acmsao_cli.config.sections import Lora
+from acmsao_cli.config.suggest import closest
+
+
+class Broken(NamedTuple):
+    """A rule that a recipe breaks: the key to blame, what is wrong, how to mend it."""
+
+    path: str
+    message: str
+    hint: str
+
+
+RecipeRule: TypeAlias = Callable[[Recipe], Iterator[Broken]]
+RULES: list[RecipeRule] = []
+
+FORMATS_OF_METHODS = {
+    ("sdxl", "lora"): ("kohya", "peft"),
+    ("sdxl", "full"): ("diffusers", "single-file"),
+    ("causal_lm", "lora"): ("peft",),
+    ("causal_lm", "full"): ("transformers",),
+}
+
+
+def broken_rules(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Problem]:
+    """Hold a recipe to every rule; a problem's place is where the key to blame was written."""
+    for rule in RULES:
+        for broken in rule(recipe):
+            origin = origins.get(broken.path)
+            yield Problem(broken.message, origin.place if origin else "", broken.hint)
+
+
+def holds(rule: RecipeRule) -> RecipeRule:
+    """Add a rule to those every recipe is held to."""
+    RULES.append(rule)
+    return rule
+
+
+@holds
+def one_measure_of_length(recipe: Recipe) -> Iterator[Broken]:
+    """A run is as long as its steps, or as its epochs."""
+    training = recipe.training
+    if training.steps is None and training.epochs is None:
+        yield Broken(
+            "training.steps",
+            "neither `training.steps` nor `training.epochs` says how long to train",
+            "for example --set training.steps=1000",
+        )
+    if training.steps is not None and training.epochs is not None:
+        yield Broken(
+            "training.epochs",
+            "both `training.steps` and `training.epochs` say how long to train",
+            "drop one, or set it to null",
+        )
+
+
+@holds
+def no_global_norm_during_backward(recipe: Recipe) -> Iterator[Broken]:
+    """The norm of all gradients is known only when all exist, which fusing avoids."""
+    if recipe.optimizer.fused_backward and recipe.training.clip_norm is not None:
+        yield Broken(
+            "optimizer.fused_backward",
+            "`optimizer.fused_backward` cannot clip the global norm (`training.clip_norm`)",
+            "bound each gradient by itself instead: "
+            "training.clip_norm=null and optimizer.gradient_edits=[rms_clip]",
+        )
+
+
+@holds
+def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
+    """Adapters and whole models are written in different formats."""
+    possible = FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
+    formats = recipe.output.formats
+    for unfit in [name for name in formats if name not in possible]:
+        yield Broken(
+            "output.formats",
+            f"`output.formats` has `{unfit}`, which method `{recipe.method.kind}` does not write",
+            f"it writes {', '.join(possible)}",
+        )
+    if len(set(formats)) < len(formats):
+        yield Broken("output.formats", "`output.formats` names a format twice", "name each once")
+
+
+@holds
+def warmup_within_the_run(recipe: Recipe) -> Iterator[Broken]:
+    """A warm-up that never ends never reaches the learning rate that was asked for."""
+    warmup, steps = recipe.schedule.warmup_steps, recipe.training.steps
+    if steps is not None and warmup > steps:
+        yield Broken(
+            "schedule.warmup_steps",
+            f"`schedule.warmup_steps` is {warmup}, but the run has only {steps} steps",
+            "a warm-up is usually a tenth of the run or less",
+        )
+
+
+@holds
+def known_optimizer_parts(recipe: Recipe) -> Iterator[Broken]:
+    """Every part of the optimizer is one that exists."""
+    optimizer = recipe.optimizer
+    named = (
+        ("optimizer.name", "rule", (optimizer.name,)),
+        ("optimizer.momentum", "momentum", (optimizer.momentum,)),
+        ("optimizer.storage", "storage", (optimizer.storage,)),
+        ("optimizer.gradient_edits", "gradient_edit", optimizer.gradient_edits),
+        ("optimizer.direction_edits", "direction_edit", optimizer.direction_edits),
+    )
+    for path, kind, names in named:
+        known = parts()[kind]
+        for name in [name for name in names if name not in known]:
+            near = closest(name, known)
+            listing = f"known: {', '.join(sorted(known))}"
+            hint = f"did you mean `{near}`? {listing}" if near else listing
+            yield Broken(path, f"`{path}` names an unknown {kind.replace('_', ' ')} `{name}`", hint)
+
+
+@holds
+def options_of_the_rule(recipe: Recipe) -> Iterator[Broken]:
+    """A rule is given only what it has: Lion divides by nothing, so it has no eps."""
+    name = recipe.optimizer.name
+    options = parts()["rule"].get(name)
+    if options is None:
+        return
+    for option in ("betas", "eps"):
+        if getattr(recipe.optimizer, option) is not None and option not in options:
+            yield Broken(
+                f"optimizer.{option}",
+                f"`optimizer.{option}` is set, but `{name}` has no {option}",
+                "drop it, or choose another optimizer.name",
+            )
+    if recipe.optimizer.momentum != "ema" and "momentum" not in options:
+        yield Broken(
+            "optimizer.momentum",
+            f"`optimizer.momentum` is set, but `{name}` does not take one",
+            "drop it, or choose another optimizer.name",
+        )
+
+
+@holds
+def rounding_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
+    """Updates of fp32 weights are written as they are."""
+    if recipe.model.dtype == "fp32" and recipe.optimizer.rounding != "stochastic":
+        yield Broken(
+            "optimizer.rounding",
+            "`optimizer.rounding` has no effect on fp32 weights (`model.dtype`)",
+            "drop it, or train in bf16: model.dtype=bf16",
+        )
+
+
+@holds
+def revision_of_a_hub_id(recipe: Recipe) -> Iterator[Broken]:
+    """Only what comes from the hub has revisions."""
+    source = recipe.model.source
+    if recipe.model.revision is None:
+        return
+    if source.startswith("builtin:") or os.path.isabs(source) or os.path.exists(source):
+        yield Broken(
+            "model.revision",
+            f"`model.revision` is set, but `model.source` is no hub id: {source}",
+            "drop model.revision",
+        )
+
+
+@holds
+def text_encoder_rate_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
+    """A rate for what is not trained would be ignored."""
+    method = recipe.method
+    if not isinstance(method, SdxlLora | SdxlFull):
+        return
+    if method.text_encoder_lr is not None and not method.text_encoders:
+        yield Broken(
+            "method.text_encoder_lr",
+            "`method.text_encoder_lr` is set, but the text encoders are not trained",
+            "add method.text_encoders=true, or drop it",
+        )
+
+
+@holds
+def targets_named_once(recipe: Recipe) -> Iterator[Broken]:
+    """Targets are names of layers, or one of the two words for many."""
+    if not isinstance(recipe.method, Lora) or isinstance(recipe.method.targets, str):
+        return
+    words = [word for word in recipe.method.targets if word in ("attention", "all-linear")]
+    if words:
+        yield Broken(
+            "method.targets",
+            f"`method.targets` has `{words[0]}` in a list of layer names",
+            f"write it alone: targets: {words[0]}",
+        )
+
+
+@holds
+def samples_have_prompts(recipe: Recipe) -> Iterator[Broken]:
+    """Without prompts nothing is sampled."""
+    if recipe.samples.every and not recipe.samples.prompts:
+        yield Broken(
+            "samples.every",
+            "`samples.every` is set, but `samples.prompts` is empty",
+            "add prompts, or drop it",
+        )
+
+
+@holds
+def sides_the_vae_can_halve(recipe: Recipe) -> Iterator[Broken]:
+    """SDXL's autoencoder makes one latent of 8 x 8 pixels."""
+    if not isinstance(recipe, SdxlRecipe):
+        return
+    data = recipe.data
+    step = data.bucket_step if data.buckets else 8
+    if data.resolution % step or data.resolution % 8:
+        multiple = step if step % 8 == 0 else 8
+        yield Broken(
+            "data.resolution",
+            f"`data.resolution` must be a multiple of {multiple}; found {data.resolution}",
+            f"for example {max(data.resolution // multiple, 1) * multiple}",
+        )
+    sides = {
+        "data.bucket_step": data.bucket_step,
+        "samples.width": recipe.samples.width,
+        "samples.height": recipe.samples.height,
+    }
+    for path, pixels in sides.items():
+        if pixels is not None and pixels % 8:
+            near = max(round(pixels / 8), 1) * 8
+            yield Broken(path, f"`{path}` must be a multiple of 8; found {pixels}", f"try {near}")
+
+
+@holds
+def bucket_step_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
+    """Squares have no buckets."""
+    if not isinstance(recipe, SdxlRecipe) or recipe.data.buckets:
+        return
+    if recipe.data.bucket_step != _default(ImageData, "bucket_step"):
+        yield Broken(
+            "data.bucket_step",
+            "`data.bucket_step` is set, but `data.buckets` is false",
+            "drop it, or set data.buckets=true",
+        )
+
+
+@holds
+def columns_of_a_table(recipe: Recipe) -> Iterator[Broken]:
+    """Only a saved data set has columns to choose from."""
+    if not isinstance(recipe, SdxlRecipe) or recipe.data.format in ("auto", "huggingface"):
+        return
+    for name in ("image_column", "caption_column"):
+        if getattr(recipe.data, name) != _default(ImageData, name):
+            yield Broken(
+                f"data.{name}",
+                f"`data.{name}` is set, but format `{recipe.data.format}` has no columns",
+                "drop it, or set data.format=huggingface",
+            )
+
+
+def _default(section: type[ImageData], name: str) -> object:
+    return section.model_fields[name].default

@@ -1,0 +1,126 @@
+"""What keys a recipe has and what each wants, in words, read off the models' JSON schema."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from acmsao_cli.config.recipe import FAMILIES, Recipe
+
+METHODS = ("lora", "full")
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A key that holds a value: what it wants and what it means, and the options if fixed."""
+
+    wanted: str
+    description: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Every key of one kind of file by dotted path: those that hold values, and the sections."""
+
+    leaves: Mapping[str, Leaf]
+    sections: frozenset[str]
+
+
+def json_schema(family: str | None = None) -> dict[str, Any]:
+    """Return the JSON schema of a family's recipes, or of any recipe, for editors."""
+    if family is None:
+        schema = TypeAdapter(Recipe).json_schema()
+    else:
+        schema = FAMILIES[family].model_json_schema()
+    return {"$schema": SCHEMA_DIALECT, **schema, "title": f"acmsao {family or 'any'} recipe"}
+
+
+@functools.cache
+def outline(family: str, method: str) -> Outline:
+    """Return the keys of a family's recipes with this method."""
+    schema = FAMILIES[family].model_json_schema()
+    leaves: dict[str, Leaf] = {}
+    sections: set[str] = set()
+
+    def visit(node: Mapping[str, Any], path: str) -> None:
+        node = _target(node, schema["$defs"], method)
+        if "properties" not in node:
+            leaves[path] = _leaf(node)
+            return
+        if path:
+            sections.add(path)
+        for name, inner in node["properties"].items():
+            visit(inner, f"{path}.{name}" if path else name)
+
+    visit(schema, "")
+    return Outline(leaves, frozenset(sections))
+
+
+def _target(
+    node: Mapping[str, Any], definitions: Mapping[str, Any], method: str
+) -> Mapping[str, Any]:
+    """Follow references, and the method's branch where a section comes in several kinds."""
+    if "discriminator" in node:
+        node = {"$ref": node["discriminator"]["mapping"][method]}
+    if "$ref" in node:
+        found: Mapping[str, Any] = definitions[node["$ref"].rpartition("/")[2]]
+        return found
+    return node
+
+
+def _leaf(node: Mapping[str, Any]) -> Leaf:
+    description = str(node.get("description", ""))
+    # A pattern is no help to a reader; such fields say in their description what they take.
+    wanted = description if "pattern" in node else _wanted(node)
+    return Leaf(wanted, description, tuple(_options(node)))
+
+
+def _options(node: Mapping[str, Any]) -> list[str]:
+    branches = [node, *node.get("anyOf", ())]
+    return [str(option) for branch in branches for option in branch.get("enum", ())]
+
+
+def _wanted(node: Mapping[str, Any]) -> str:
+    if "anyOf" in node:
+        return ", or ".join(_wanted(branch) for branch in node["anyOf"])
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "enum" in node:
+        return f"one of {', '.join(node['enum'])}"
+    match node["type"]:
+        case "null":
+            return "null"
+        case "boolean":
+            return "true or false"
+        case "string":
+            return "a text that is not empty" if node.get("minLength") else "a text"
+        case "array":
+            return _wanted_list(node)
+        case "integer":
+            return f"a whole number{_bounds(node)}"
+        case _:
+            return f"a number{_bounds(node)}"
+
+
+def _wanted_list(node: Mapping[str, Any]) -> str:
+    if "prefixItems" in node:
+        return f"a list of {len(node['prefixItems'])}, each {_wanted(node['prefixItems'][0])}"
+    least = f" of at least {node['minItems']}" if "minItems" in node else ""
+    return f"a list{least}, each {_wanted(node['items'])}"
+
+
+def _bounds(node: Mapping[str, Any]) -> str:
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "of at most",
+        "exclusiveMaximum": "below",
+    }
+    found = [f"{word} {node[key]}" for key, word in words.items() if key in node]
+    return f" {' and '.join(found)}" if found else ""
