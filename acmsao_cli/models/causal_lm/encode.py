@@ -17,7 +17,7 @@ from acmsao_cli.errors import DataError, ModelError
 from acmsao_cli.models.base import Batch, Progress
 from acmsao_cli.models.causal_lm.chat import Tokens, chat_tokens, plain_template, with_eos
 from acmsao_cli.models.causal_lm.loss import IGNORED
-from acmsao_cli.models.causal_lm.source import quiet
+from acmsao_cli.models.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def encode(
     Raises DataError if nothing is left, and ModelError for ids the model has no embedding for.
     """
     items, lost = [], Counter[str]()
-    with quiet():
+    with quiet_libraries():
         for number, example in enumerate(examples, 1):
             tokens = tokenize(tokenizer, example, data)
             fate, item = fit(tokens, limit, data.over_long)

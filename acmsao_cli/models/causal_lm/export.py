@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import OutputError
 from acmsao_cli.models.base import Exported, TrainingFacts
 from acmsao_cli.models.causal_lm.sample import stop_ids
-from acmsao_cli.models.causal_lm.source import Source, quiet
+from acmsao_cli.models.causal_lm.source import Source
 from acmsao_cli.models.locate import BUILTIN_PREFIX
 from acmsao_cli.models.lora import ADAPTER
+from acmsao_cli.models.quiet import quiet_libraries
 
 PREFIX = "base_model.model."
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -67,7 +67,7 @@ def export_model(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet():
+        with quiet_libraries():
             _save_model(model, tokenizer, weights, folder)
         _write_card(folder, facts, recipe, library="transformers")
     except (OSError, SafetensorError) as error:
@@ -129,9 +129,7 @@ def _speakable(generation: Any, ends: list[int]) -> Any:
 def _read_adapter(folder: Path, source: Source) -> dict[str, Tensor]:
     """Adapter weights as peft reads them onto the model, whose own weights stay in their files."""
     try:
-        with quiet(), warnings.catch_warnings():
-            # peft asks transformers by a name that newer versions call deprecated.
-            warnings.simplefilter("ignore", FutureWarning)
+        with quiet_libraries():
             base = AutoModelForCausalLM.from_pretrained(
                 source.located.path, dtype="auto", use_safetensors=True, trust_remote_code=False
             )
@@ -145,7 +143,7 @@ def _read_adapter(folder: Path, source: Source) -> dict[str, Tensor]:
 
 def _read_model(folder: Path) -> dict[str, Tensor]:
     try:
-        with quiet():
+        with quiet_libraries():
             AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False

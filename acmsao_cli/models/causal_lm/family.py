@@ -20,10 +20,10 @@ from acmsao_cli.models.causal_lm.source import (
     find,
     load,
     load_tokenizer,
-    quiet,
     read_source,
 )
 from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee, longest
+from acmsao_cli.models.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class CausalLmFamily:
         tokenizer = load_tokenizer(find(recipe))
         encode.prepare_tokenizer(tokenizer, recipe)
         for example in examples:
-            with quiet():
+            with quiet_libraries():
                 tokens = encode.tokenize(tokenizer, example, recipe.data)
             fate, item = encode.fit(tokens, recipe.data.max_length, recipe.data.over_long)
             if item is None:

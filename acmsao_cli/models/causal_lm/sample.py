@@ -12,12 +12,12 @@ from transformers import GenerationConfig
 from acmsao_cli.data.base import Message, TextExample
 from acmsao_cli.models.base import Sample
 from acmsao_cli.models.causal_lm.chat import as_dicts, end_of_turn, render
-from acmsao_cli.models.causal_lm.source import quiet
+from acmsao_cli.models.quiet import quiet_libraries
 
 
 def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[Sample]:
     """The most likely continuation of each prompt, one at a time, up to an end mark."""
-    with evaluating(model), torch.no_grad(), quiet():
+    with evaluating(model), torch.no_grad(), quiet_libraries():
         return [
             Sample(prompt, text=_answer(model, tokenizer, prompt, max_new_tokens))
             for prompt in prompts

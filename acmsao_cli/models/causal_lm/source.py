@@ -6,8 +6,6 @@ configuration names.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import logging as library_logging
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import ModelError
 from acmsao_cli.models.locate import Located, locate, read_json, weight_files
+from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import Header, read_header
 
 # What is fetched of a hub id; pickles and other programs' copies of the weights are not.
@@ -176,7 +174,7 @@ def _no_tokenizer(located: Located) -> ModelError:
 def build_without_weights(source: Source, dtype: torch.dtype) -> Any:
     """The model on the meta device. Raises ModelError if the weight files cannot fill it."""
     try:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), quiet_libraries():
             model = AutoModelForCausalLM.from_config(
                 source.config, dtype=dtype, trust_remote_code=False
             )
@@ -217,7 +215,7 @@ def load(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     build_without_weights(source, dtype)
     placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
     try:
-        with quiet():
+        with quiet_libraries():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.located.path,
                 config=source.config,
@@ -244,18 +242,3 @@ def _check_complete(source: Source, report: dict[str, Any]) -> None:
                 f"{source.located.path}: the weight files {what} {len(keys)} tensors: {named}",
                 hint="config.json and the weights do not belong together; download them again",
             )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and reports off the terminal: what matters is raised."""
-    verbosity = library_logging.get_verbosity()
-    bars = library_logging.is_progress_bar_enabled()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(verbosity)
-        if bars:
-            library_logging.enable_progress_bar()

@@ -59,7 +59,7 @@ def test_full_training_trains_every_weight_and_tied_ones_once(model_folder, reci
             "all-linear",
             {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
         ),
-        ("llama", ["q_proj", "lm_head"], {"q_proj", "lm_head"}),
+        ("llama", ["q_proj", "mlp.up_proj"], {"q_proj", "up_proj"}),
         ("gpt2", "all-linear", {"c_attn", "c_proj", "c_fc"}),
     ],
 )
