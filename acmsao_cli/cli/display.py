@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,10 +43,47 @@ def both(*listeners: Listener) -> Listener:
     return tell
 
 
+class NoticeHandler(logging.Handler):
+    """Passes what our own modules log as warnings to a listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(logging.WARNING)
+        self.listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell one record."""
+        self.listener(Notice(record.getMessage()))
+
+
+@contextmanager
+def warnings_as_notices(listener: Listener) -> Iterator[None]:
+    """Within, warnings logged under acmsao_cli reach `listener`, and nobody else."""
+    logger, handler = logging.getLogger("acmsao_cli"), NoticeHandler(listener)
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+
+
 def json_lines(stream: TextIO) -> Listener:
-    """Each event as one JSON object on a line: {"event": "step", ...}."""
+    """Each event as one JSON object on a line: {"event": "step", ...}.
+
+    Progress of work that is not a step is told at its start, at its end, and once a second.
+    """
+    said_at = 0.0
 
     def tell(event: Event) -> None:
+        nonlocal said_at
+        if isinstance(event, Working) and 0 < event.done < event.total:
+            if time.monotonic() - said_at < 1:
+                return
+            said_at = time.monotonic()
         stream.write(json.dumps(event_as_dict(event)) + "\n")
         stream.flush()
 

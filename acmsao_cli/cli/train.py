@@ -49,10 +49,18 @@ def train(
 def listen(stack: ExitStack, json: bool) -> Listener:
     """The display, and with --json the lines beside it."""
     from acmsao_cli.cli.describe import next_command
-    from acmsao_cli.cli.display import Display, both, json_lines, open_console
+    from acmsao_cli.cli.display import (
+        Display,
+        both,
+        json_lines,
+        open_console,
+        warnings_as_notices,
+    )
 
     display = stack.enter_context(Display(open_console(to_stderr=json), next_command))
-    return both(display, json_lines(sys.stdout)) if json else display
+    listener = both(display, json_lines(sys.stdout)) if json else display
+    stack.enter_context(warnings_as_notices(listener))
+    return listener
 
 
 def rehearse(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:

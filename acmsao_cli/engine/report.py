@@ -11,12 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-
 from acmsao_cli import __version__
 from acmsao_cli.checkpoint.files import write_whole, writing
-from acmsao_cli.config.recipe import Origin, RunConfig
+from acmsao_cli.config.recipe import RunConfig
+from acmsao_cli.config.writing import to_yaml
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
@@ -97,32 +95,11 @@ def draw_loss(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def write_recipe(config: RunConfig, path: Path, resolved: Mapping[str, str]) -> None:
+def write_recipe(config: RunConfig, path: Path, facts: Mapping[str, str]) -> None:
     """run.yaml: every value of the run with where it came from; it is itself a recipe."""
-    document = annotated(config.as_dict(), config.origins)
     lines = [f"# run of `{config.name}`; acmsao {__version__}"]
-    lines += [f"# {key}: {value}" for key, value in resolved.items()]
-    buffer = io.StringIO()
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.dump(document, buffer)
-    write_whole(path, "\n".join(lines) + "\n" + buffer.getvalue())
-
-
-def annotated(
-    values: Mapping[str, Any], origins: Mapping[str, Origin], prefix: str = ""
-) -> CommentedMap:
-    """`values` as YAML with the origin of each leaf as a comment."""
-    document = CommentedMap()
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            document[key] = annotated(value, origins, f"{path}.")
-            continue
-        document[key] = value
-        origin = origins.get(path, Origin("default"))
-        document.yaml_add_eol_comment(" ".join((origin.layer, origin.place)).strip(), key, 50)
-    return document
+    lines += [f"# {key}: {value}" for key, value in facts.items()]
+    write_whole(path, "\n".join(lines) + "\n" + to_yaml(config))
 
 
 def versions() -> dict[str, str]:
