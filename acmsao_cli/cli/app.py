@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from acmsao_cli import __version__
-from acmsao_cli.cli import presets, recipes, schema, validate
+from acmsao_cli.cli import data, models, optimizers, presets, recipes, schema, train, validate
 from acmsao_cli.cli.console import print_error
 from acmsao_cli.cli.fault import write_report
 from acmsao_cli.errors import AcmsaoError, ConfigError, OutputError
