@@ -24,9 +24,13 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE: what a program in C would have ended with
 
 # In the order of `acmsao --help`: a function is a command, an app is a group of commands.
 COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
+    ("train", train.train),
     ("validate", validate.validate),
     ("recipes", recipes.app),
     ("presets", presets.app),
+    ("data", data.app),
+    ("models", models.app),
+    ("optimizers", optimizers.app),
     ("schema", schema.schema),
 )
 
