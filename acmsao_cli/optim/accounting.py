@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from acmsao_cli.optim.batches import Stacking, matrix_shape
+from acmsao_cli.optim.batches import Member, Stacking, matrix_shape, plan_batches
 from acmsao_cli.optim.optimizer import ComposedOptimizer
 from acmsao_cli.optim.pipeline import Pipeline
 
@@ -74,12 +74,18 @@ def workspace_bytes(
 ) -> int:
     """Peak bytes of temporaries in one step, beside weights, gradients and state.
 
-    Stepping during backward is `stacking=ONE_BY_ONE`.
+    Stepping during backward is `stacking=ONE_BY_ONE`. Batches alike need the same, so one is run.
     """
-    parameters = [torch.empty(tuple(s), dtype=weight_dtype, device=_META) for s in shapes]
-    named = [(str(index), parameter) for index, parameter in enumerate(parameters)]
+    stacking = stacking or Stacking()
+    members = [
+        Member(str(number), number, 0, torch.empty(tuple(s), dtype=weight_dtype, device=_META))
+        for number, s in enumerate(shapes)
+    ]
+    batches = plan_batches(members, stacking)
+    distinct = {(b.rows, b.cols, len(b.members)): b.members for b in batches}.values()
+    named = [(member.name, member.parameter) for batch in distinct for member in batch]
     optimizer = ComposedOptimizer(named, pipeline, lr=1e-3, weight_decay=0.1, stacking=stacking)
-    for parameter in parameters:
+    for _, parameter in named:
         parameter.grad = torch.empty_like(parameter)
     return step_workspace(optimizer)
 

@@ -80,7 +80,10 @@ class ComposedOptimizer(torch.optim.Optimizer):
             name: torch.full((), value, device=device)
             for name, value in pipeline.rule.shared().items()
         }
-        self._norms: dict[torch.device, Tensor] = {}  # gradient norms by parameter number
+        self._norms = {  # gradient norms by parameter number
+            device: torch.zeros(len(self.members), device=device)
+            for device in {batch.device for batch in self._batches}
+        }
         self._gradient_norm: Tensor | None = None
 
     # Stepping
@@ -191,8 +194,6 @@ class ComposedOptimizer(torch.optim.Optimizer):
         """Write norms to their parameters' places: the total then does not depend on who came
         first.
         """
-        if grad.device not in self._norms:
-            self._norms[grad.device] = torch.zeros(len(self.members), device=grad.device)
         norms = torch.linalg.vector_norm(grad, dim=(1, 2), dtype=torch.float32)
         self._norms[grad.device].index_copy_(0, numbers, norms)
 
