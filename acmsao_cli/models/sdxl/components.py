@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import diffusers
-import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
@@ -51,25 +50,6 @@ SDXL_SCHEDULER: Config = {
 }
 
 
-class Source(Protocol):
-    """A stored SDXL model: described at once, its weights read when asked for."""
-
-    path: Path
-    configs: Mapping[str, Config]
-    scheduler: Config
-    force_zeros: bool
-    notes: Mapping[str, str]
-
-    def num_parameters(self) -> dict[str, int]:
-        """Weights by component, from the files' headers."""
-
-    def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """A component with its weights, cast tensor by tensor."""
-
-    def tokenizers(self) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-        """Those of the two text encoders."""
-
-
 @dataclass(frozen=True)
 class Components:
     """An opened pipeline; the text encoders and the VAE may rest on the CPU."""
@@ -87,6 +67,10 @@ class Components:
         """One of the four networks by name."""
         found: nn.Module = getattr(self, component)
         return found
+
+    def config(self, component: str) -> Any:
+        """A network's configuration, as its library keeps it."""
+        return self.module(component).config
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         """diffusers' pipeline over these very modules."""
@@ -126,20 +110,6 @@ def noise_schedule(config: Config) -> DDPMScheduler:
     """The forward process that `config` describes, whatever it samples with."""
     with quiet_libraries():
         return DDPMScheduler.from_config(dict(config))
-
-
-def prediction_of(config: Config, place: Path) -> Prediction:
-    """What the UNet was trained to predict."""
-    match config.get("prediction_type", "epsilon"):
-        case "epsilon":
-            return "epsilon"
-        case "v_prediction":
-            return "v_prediction"
-        case other:
-            raise ModelError(
-                f"{place} predicts {other!r}; epsilon and v_prediction can be trained",
-                hint="if the scheduler's configuration is wrong, set model.prediction",
-            )
 
 
 def empty_component(component: str, config: Config, place: Path) -> nn.Module:

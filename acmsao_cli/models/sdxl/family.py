@@ -13,20 +13,14 @@ from acmsao_cli.data.base import Example, ImageExample
 from acmsao_cli.data.images import geometry
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.base import Facts
-from acmsao_cli.models.locate import Located, locate
-from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.components import (
     TEXT_ENCODERS,
-    Components,
-    Config,
     Prediction,
-    Source,
-    empty_component,
     latent_stride,
-    prediction_of,
 )
-from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource
+from acmsao_cli.models.sdxl.export import export_formats
 from acmsao_cli.models.sdxl.loss import diffusion
+from acmsao_cli.models.sdxl.source import Source, find, open_parts, prediction_of
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
 
 
@@ -57,7 +51,7 @@ class SdxlFamily:
         check_recipe(recipe, source)
         prediction = prediction_for(recipe, source)
         trained = ("unet", *TEXT_ENCODERS) if recipe.method.text_encoders else ("unet",)
-        parts = open_parts(source, trained, device, dtype, prediction)
+        parts = open_parts(source, device, dtype, prediction, trained)
         tables = diffusion(parts.scheduler, prediction, recipe.loss.min_snr_gamma, device)
         return SdxlTrainee(recipe, parts, tables, device, dtype)
 
@@ -77,63 +71,28 @@ class SdxlFamily:
             )
 
 
-def find(source: str, revision: str | None) -> tuple[Located, Source]:
-    """The stored model that `source` names."""
-    located = locate(source, revision, single_file_allowed=True, patterns=HUB_PATTERNS)
-    if located.kind == "single-file":
-        from acmsao_cli.models.sdxl.single_file import SingleFileSource
-
-        return located, SingleFileSource(located.path)
-    return located, FolderSource(located.path)
-
-
-def open_parts(
-    source: Source,
-    trained: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-    prediction: Prediction,
-) -> Components:
-    """Every part of the pipeline; on the meta device without weights.
-
-    The VAE is fp32: in half precision SDXL's overflows.
-    """
-    scheduler: Config = {**source.scheduler, "prediction_type": prediction}
-    tokenizer, tokenizer_2 = source.tokenizers()
-    cpu = torch.device("cpu")
-    read = {}
-    for component in ("unet", "vae", *TEXT_ENCODERS):
-        cast = torch.float32 if component == "vae" else dtype
-        if device.type == "meta":
-            config = source.configs[component]
-            with quiet_libraries():
-                read[component] = empty_component(component, config, source.path).to(device, cast)
-        else:
-            home = device if component in trained else cpu
-            read[component] = source.read(component, home, cast)
-    return Components(
-        **read,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
-        scheduler=scheduler,
-        force_zeros=source.force_zeros,
-    )
-
-
 def prediction_for(recipe: SdxlRecipe, source: Source) -> Prediction:
     """What the recipe says, else what the model says."""
     wanted = recipe.model.prediction
-    return prediction_of(source.scheduler, source.path) if wanted == "auto" else wanted
+    return prediction_of(source.settings.scheduler, source.path) if wanted == "auto" else wanted
 
 
 def _prediction_words(recipe: SdxlRecipe, source: Source) -> str:
-    used, said = prediction_for(recipe, source), source.scheduler.get("prediction_type", "epsilon")
+    used, said = (
+        prediction_for(recipe, source),
+        source.settings.scheduler.get("prediction_type", "epsilon"),
+    )
     return used if used == said else f"{used} (by model.prediction; the model says {said})"
 
 
 def check_recipe(recipe: SdxlRecipe, source: Source) -> None:
-    """Refuse sizes that the model's latents cannot have. Raises ConfigError."""
-    data, samples, stride = recipe.data, recipe.samples, latent_stride(source.configs["vae"])
+    """Refuse formats of another method, and sizes that the latents cannot have: ConfigError."""
+    export_formats(recipe)
+    data, samples, stride = (
+        recipe.data,
+        recipe.samples,
+        latent_stride(source.settings.configs["vae"]),
+    )
     sizes = {
         "samples.width": samples.width,
         "samples.height": samples.height,

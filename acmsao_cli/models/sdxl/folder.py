@@ -1,4 +1,4 @@
-"""Reading SDXL from a diffusers folder."""
+"""Reading and writing SDXL as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from acmsao_cli.errors import ModelError
-from acmsao_cli.models.locate import read_json, weight_files
+from acmsao_cli.models.locate import weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import read_header
-from acmsao_cli.models.sdxl.components import (
-    CLASSES,
-    TEXT_ENCODERS,
-    Config,
-    check_fit,
-    library_class,
-)
+from acmsao_cli.models.safetensors_writer import entry, write_safetensors
+from acmsao_cli.models.sdxl.components import CLASSES, TEXT_ENCODERS, Components
+from acmsao_cli.models.sdxl.layout import clip_name
+from acmsao_cli.models.sdxl.settings import INDEX, Settings, read_settings, write_settings
 
-INDEX = "model_index.json"
+VARIANTS = ("", ".fp16")
+STEMS = {
+    component: "model" if component in TEXT_ENCODERS else "diffusion_pytorch_model"
+    for component in CLASSES
+}
 # What a download from the hub needs; the pickled and other-framework copies stay there.
 HUB_PATTERNS = (
     INDEX,
@@ -31,34 +30,25 @@ HUB_PATTERNS = (
     "tokenizer*/*.json",
     "tokenizer*/*.txt",
     *(
-        pattern
-        for component in CLASSES
-        for stem in (f"{component}/model", f"{component}/diffusion_pytorch_model")
-        for pattern in (
-            f"{component}/config.json",
+        f"{component}/{name}"
+        for component, stem in STEMS.items()
+        for name in (
+            "config.json",
             f"{stem}.safetensors",
             f"{stem}.safetensors.index.json",
             f"{stem}-?????-of-?????.safetensors",
         )
     ),
 )
-VARIANTS = ("", ".fp16")
 
 
 class FolderSource:
     """A diffusers folder: a subfolder with config.json and safetensors for each component."""
 
     def __init__(self, path: Path) -> None:
-        index = read_index(path)
         self.path = path
-        self.configs: Mapping[str, Config] = {
-            component: component_config(path, component) for component in CLASSES
-        }
-        self.scheduler: Config = read_json(path / "scheduler" / "scheduler_config.json")
-        self.force_zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+        self.settings: Settings = read_settings(path)
         self.notes: Mapping[str, str] = {}
-        self._tokenizer_classes = [_class_name(index, name) for name in TOKENIZERS]
-        check_fit(self.configs, path)
 
     def num_parameters(self) -> dict[str, int]:
         """Weights by component, from the files' headers."""
@@ -72,36 +62,11 @@ class FolderSource:
         files, variant = self._files(component)
         for file in files:
             read_header(file)
-        folder = self.path / component
-        cast = "dtype" if component in TEXT_ENCODERS else "torch_dtype"
-        try:
-            with quiet_libraries():
-                module, info = CLASSES[component].from_pretrained(
-                    folder,
-                    variant=variant or None,
-                    use_safetensors=True,
-                    low_cpu_mem_usage=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    **{cast: dtype},
-                )
-        except Exception as error:  # the libraries raise many classes for weights that do not fit
-            raise ModelError(f"{folder} cannot be loaded: {error}") from error
-        _check_complete(folder, info)
-        return own_weights(module).to(device)
-
-    def tokenizers(self) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-        """Those of the two text encoders."""
-        first, second = (
-            read_tokenizer(self.path / name, class_name)
-            for name, class_name in zip(TOKENIZERS, self._tokenizer_classes, strict=True)
-        )
-        return first, second
+        return own_weights(load_component(self.path, component, dtype, variant)).to(device)
 
     def _files(self, component: str) -> tuple[list[Path], str]:
         """A component's weight files, and which variant they are."""
-        folder = self.path / component
-        stem = "model" if component in TEXT_ENCODERS else "diffusion_pytorch_model"
+        folder, stem = self.path / component, STEMS[component]
         for variant in VARIANTS:
             name = f"{stem}{variant}"
             if any((folder / f"{name}.safetensors{end}").is_file() for end in ("", ".index.json")):
@@ -109,67 +74,26 @@ class FolderSource:
         return weight_files(folder, stem), ""
 
 
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-
-
-def read_index(path: Path) -> dict[str, object]:
-    """The folder's table of contents, if it is a whole SDXL's."""
-    if not (path / INDEX).is_file():
-        raise ModelError(
-            f"{path} is not a diffusers folder: it has no {INDEX}",
-            hint="give the folder above unet/ and vae/, or a single-file .safetensors",
-        )
-    index = read_json(path / INDEX)
-    kind = str(index.get("_class_name", ""))
-    if not kind.startswith("StableDiffusionXL"):
-        raise ModelError(f"{path} is a {kind or 'folder of unknown kind'}, not an SDXL pipeline")
-    for name in (*CLASSES, *TOKENIZERS, "scheduler"):
-        if index.get(name) in (None, [None, None]):
-            raise ModelError(f"{path} has no {name}", hint="the SDXL refiner cannot be trained")
-        if not (path / name).is_dir():
-            raise ModelError(f"{path} is incomplete: the folder {name} is missing")
-    return index
-
-
-def component_config(path: Path, component: str) -> Config:
-    """A component's configuration; a text encoder's with the library's defaults filled in."""
-    file = path / component / "config.json"
-    config = read_json(file)
-    if component in TEXT_ENCODERS:
-        try:
-            filled: Config = CLIPTextConfig(**config).to_dict()
-        except Exception as error:
-            raise ModelError(f"{file} does not describe a CLIP text encoder: {error}") from error
-        return filled
-    wanted = CLASSES[component].__name__
-    if config.get("_class_name", wanted) != wanted:
-        raise ModelError(f"{file} describes a {config['_class_name']}; SDXL has a {wanted}")
-    for name in ("block_out_channels", "in_channels"):
-        if name not in config:
-            raise ModelError(f"{file} lacks {name}")
-    return {"latent_channels": 4, **config} if component == "vae" else config
-
-
-def read_tokenizer(folder: Path, class_name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer saved in `folder`; its class has to be one of transformers'."""
-    found = library_class(transformers, class_name, PreTrainedTokenizerBase)
-    if found is None:
-        raise ModelError(f"{folder}: {class_name!r} is not a tokenizer of transformers")
+def load_component(path: Path, component: str, dtype: torch.dtype, variant: str = "") -> nn.Module:
+    """One component by `from_pretrained`. Raises ModelError unless weights and network match."""
+    folder = path / component
+    cast = "dtype" if component in TEXT_ENCODERS else "torch_dtype"
     try:
         with quiet_libraries():
-            tokenizer: PreTrainedTokenizerBase = found.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
+            module, info = CLASSES[component].from_pretrained(
+                folder,
+                variant=variant or None,
+                use_safetensors=True,
+                low_cpu_mem_usage=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **{cast: dtype},
             )
-    except Exception as error:
-        raise ModelError(f"{folder} holds no usable tokenizer: {error}") from error
-    return tokenizer
-
-
-def _class_name(index: Mapping[str, object], name: str) -> str:
-    match index.get(name):
-        case [_, str(class_name)]:
-            return class_name
-    return "CLIPTokenizer"
+    except Exception as error:  # the libraries raise many classes for weights that do not fit
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    _check_complete(folder, info)
+    found: nn.Module = module
+    return found
 
 
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
@@ -191,3 +115,17 @@ def own_weights(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
     return module
+
+
+def write_folder(parts: Components, folder: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+    """A diffusers folder; CLIP weights under `text_model.`, which old and new libraries read."""
+    folder.mkdir()
+    write_settings(parts, folder)
+    for component, dtype in dtypes.items():
+        rename = clip_name if component in TEXT_ENCODERS else str
+        weights = {
+            rename(name): entry(parameter, dtype)
+            for name, parameter in parts.module(component).named_parameters()
+        }
+        file = folder / component / f"{STEMS[component]}.safetensors"
+        write_safetensors(file, weights, {"format": "pt"})

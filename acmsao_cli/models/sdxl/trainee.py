@@ -25,6 +25,7 @@ from acmsao_cli.models.base import (
 from acmsao_cli.models.lora import attach_lora, split_targets
 from acmsao_cli.models.sdxl.components import TEXT_ENCODERS, Components, latent_stride
 from acmsao_cli.models.sdxl.encode import Item, encode_picture, stack
+from acmsao_cli.models.sdxl.export import Work, export_all
 from acmsao_cli.models.sdxl.loss import Diffusion
 from acmsao_cli.models.sdxl.sample import draw_samples, visiting
 from acmsao_cli.models.sdxl.text import TextCondition, condition, token_ids
@@ -263,9 +264,8 @@ class SdxlTrainee:
 
     def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:
         """Write the recipe's formats and load each back."""
-        from acmsao_cli.models.sdxl.export import export_all
-
-        return export_all(self, directory, facts)
+        work = Work(self.recipe, self.parts, self.diffusion.prediction, facts)
+        return export_all(work, directory)
 
 
 def _endings(method: SdxlLora) -> Sequence[str]:

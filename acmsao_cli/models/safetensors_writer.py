@@ -1,0 +1,102 @@
+"""Writing safetensors one tensor at a time: no second copy of a model in memory.
+
+Beside that: the file has the permissions that the user's umask asks for, reaches the disk before
+its name does, and can carry the hash of its own weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.models.staging import staged
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+# Stands in metadata for the SHA-256 of all weights, in hex, which is known only at the end.
+HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be: `load` gives it, on any device, when its turn has come."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in the file."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def entry(tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
+    """A tensor that is there already, to be cast when written."""
+    return Entry(tuple(tensor.shape), dtype or tensor.dtype, lambda: tensor)
+
+
+def write_safetensors(
+    path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> None:
+    """Write `entries` and `metadata` to `path`, replacing HASH in the metadata.
+
+    Raises OutputError; then nothing is left under `path` that was not there before.
+    """
+    names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+    header = _header(names, entries, metadata)
+    with staged(path) as stage, stage.open("xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        digest = _write_weights(file, [entries[name] for name in names])
+        if HASH.encode() in header:
+            file.seek(8)
+            file.write(header.replace(HASH.encode(), digest.encode()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(
+    names: Sequence[str], entries: Mapping[str, Entry], metadata: Mapping[str, str]
+) -> bytes:
+    """Widest dtypes first, so that every tensor is aligned; padded to eight bytes."""
+    table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        one = entries[name]
+        begin, end = end, end + one.num_bytes
+        table[name] = {
+            "dtype": DTYPE_NAMES[one.dtype],
+            "shape": list(one.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return text + b" " * (-len(text) % 8)
+
+
+@torch.no_grad()
+def _write_weights(file: BinaryIO, entries: Sequence[Entry]) -> str:
+    """The SHA-256 of what was written, in hex."""
+    sha = hashlib.sha256()
+    for one in entries:
+        tensor = one.load().detach().to("cpu", one.dtype).contiguous()
+        assert tuple(tensor.shape) == one.shape
+        content = tensor.reshape(-1).view(torch.uint8).numpy().data
+        file.write(content)
+        sha.update(content)
+    return sha.hexdigest()

@@ -1,0 +1,50 @@
+"""A model written out as it is, in the other layout or as a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from acmsao_cli.models.locate import BUILTIN_PREFIX
+from acmsao_cli.models.sdxl.components import CLASSES
+from acmsao_cli.models.sdxl.folder import write_folder
+from acmsao_cli.models.sdxl.metadata import ARCHITECTURE, ORIGINAL_LAYOUT, SPEC_PREDICTIONS
+from acmsao_cli.models.sdxl.single_file import write_single_file
+from acmsao_cli.models.sdxl.source import find, open_parts, prediction_of
+from acmsao_cli.models.sdxl.verify import check_folder, check_single_file
+from acmsao_cli.models.staging import staged
+
+Layout = Literal["diffusers", "single-file"]
+
+
+def export_model(
+    source: str, directory: Path, layout: Layout = "diffusers", revision: str | None = None
+) -> list[Path]:
+    """Write the model `source` into `directory`, in fp32, and load it back.
+
+    A diffusers folder becomes `directory` itself; a single file lies in it. Raises ModelError for
+    a source that cannot be read, OutputError for what cannot be written or does not come back.
+    """
+    located, found = find(source, revision)
+    prediction = prediction_of(found.settings.scheduler, located.path)
+    parts = open_parts(found, torch.device("cpu"), torch.float32, prediction)
+    dtypes = dict.fromkeys(CLASSES, torch.float32)
+    if layout == "diffusers":
+        with staged(directory) as stage:
+            write_folder(parts, stage, dtypes)
+            check_folder(stage, parts, dtypes)
+        return [directory]
+    name = source.removeprefix(BUILTIN_PREFIX) if source.startswith(BUILTIN_PREFIX) else ""
+    path = directory / f"{name or located.path.stem}.safetensors"
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.implementation": ORIGINAL_LAYOUT,
+        "modelspec.title": path.stem,
+        "modelspec.prediction_type": SPEC_PREDICTIONS[prediction],
+    }
+    write_single_file(parts, path, dtypes, metadata)
+    check_single_file(path, parts, dtypes)
+    return [path]

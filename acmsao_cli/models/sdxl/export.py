@@ -1,0 +1,158 @@
+"""What a finished training leaves: every format of the recipe, written and loaded back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
+from acmsao_cli.errors import ConfigError
+from acmsao_cli.models.base import Exported, TrainingFacts
+from acmsao_cli.models.lora import adapted_layers
+from acmsao_cli.models.safetensors_writer import entry, write_safetensors
+from acmsao_cli.models.sdxl.components import CLASSES, Components, Prediction
+from acmsao_cli.models.sdxl.folder import write_folder
+from acmsao_cli.models.sdxl.kohya import effective_alpha, kohya_weights
+from acmsao_cli.models.sdxl.metadata import (
+    ORIGINAL_LAYOUT,
+    model_spec,
+    network_fields,
+    training_fields,
+)
+from acmsao_cli.models.sdxl.peft_file import METADATA_KEY, adapted, peft_metadata, peft_weights
+from acmsao_cli.models.sdxl.single_file import write_single_file
+from acmsao_cli.models.sdxl.verify import (
+    check_folder,
+    check_lora_in_diffusers,
+    check_single_file,
+    check_tensors,
+)
+from acmsao_cli.models.staging import staged
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an export writes: the weights, and what is said about them."""
+
+    recipe: SdxlRecipe
+    parts: Components
+    prediction: Prediction
+    facts: TrainingFacts
+
+    def dtype(self, trained: torch.dtype) -> torch.dtype:
+        """That of the file, where `trained` is that of the weights."""
+        return DTYPES.get(self.recipe.output.dtype, trained)
+
+    def component_dtypes(self) -> dict[str, torch.dtype]:
+        """That of each network of a whole model."""
+        return {
+            component: self.dtype(next(self.parts.module(component).parameters()).dtype)
+            for component in CLASSES
+        }
+
+
+def export_formats(recipe: SdxlRecipe) -> tuple[str, ...]:
+    """The recipe's formats, or all of its method's. Raises ConfigError for those of another."""
+    known = ("kohya", "peft") if isinstance(recipe.method, SdxlLora) else WHOLE_FORMATS
+    for name in recipe.output.formats:
+        if name not in known:
+            raise ConfigError(
+                f"output.formats: {name!r} is not for method.kind {recipe.method.kind!r}",
+                hint=f"formats of this method: {', '.join(known)}",
+            )
+    return tuple(dict.fromkeys(recipe.output.formats)) or known
+
+
+def export_all(work: Work, directory: Path) -> list[Exported]:
+    """Write each format into `directory` and load it back.
+
+    Raises OutputError where it does not come back as it was trained.
+    """
+    return [WRITERS[name](work, directory) for name in export_formats(work.recipe)]
+
+
+def _kohya(work: Work, directory: Path) -> Exported:
+    path = directory / f"{work.facts.name}.safetensors"
+    method, weights = work.recipe.method, kohya_weights(work.parts)
+    assert isinstance(method, SdxlLora)
+    dtype = work.dtype(torch.float32)
+    metadata: dict[str, str] = {}
+    if work.recipe.output.metadata:
+        metadata = _described(work, ORIGINAL_LAYOUT)
+        metadata |= network_fields(method, _alpha(work.parts))
+    write_safetensors(path, {name: entry(one, dtype) for name, one in weights.items()}, metadata)
+    error = check_tensors(path, weights, dtype)
+    users, obstacle = "ComfyUI, A1111, Forge", _obstacle(work)
+    if obstacle is None:
+        error = max(error, check_lora_in_diffusers(path, work.parts, dtype))
+    words = f"{users}, diffusers" if obstacle is None else f"{users}; not diffusers, {obstacle}"
+    return Exported(path, "kohya", words, error)
+
+
+def _alpha(parts: Components) -> float:
+    return next(effective_alpha(layer) for _, layer in adapted_layers(parts.unet))
+
+
+def _obstacle(work: Work) -> str | None:
+    """Why diffusers cannot read the adapters from a kohya file, if it cannot."""
+    method = work.recipe.method
+    assert isinstance(method, SdxlLora)
+    if method.dora:
+        return "which leaves out DoRA's magnitudes there"
+    names = [name for name, _ in adapted_layers(work.parts.text_encoder)]
+    if names and not any(name.endswith("out_proj") for name in names):
+        return "which expects an adapter on the text encoders' out_proj there"
+    return None
+
+
+def _peft(work: Work, directory: Path) -> Exported:
+    path = directory / f"{work.facts.name}-peft.safetensors"
+    weights, dtype = peft_weights(work.parts), work.dtype(torch.float32)
+    metadata = {"format": "pt", METADATA_KEY: peft_metadata(work.parts)}
+    if work.recipe.output.metadata:
+        metadata |= _described(work, "diffusers")
+    write_safetensors(path, {name: entry(one, dtype) for name, one in weights.items()}, metadata)
+    error = check_tensors(path, weights, dtype)
+    error = max(error, check_lora_in_diffusers(path, work.parts, dtype))
+    method = work.recipe.method
+    whole = not (isinstance(method, SdxlLora) and method.dora and len(adapted(work.parts)) > 1)
+    words = "" if whole else " (but for DoRA on the text encoders, which diffusers leaves out)"
+    return Exported(path, "peft", f"diffusers, peft{words}", error)
+
+
+def _folder(work: Work, directory: Path) -> Exported:
+    path = directory / f"{work.facts.name}-diffusers"
+    dtypes = work.component_dtypes()
+    with staged(path) as stage:
+        write_folder(work.parts, stage, dtypes)
+        error = check_folder(stage, work.parts, dtypes)
+    return Exported(path, "diffusers", "diffusers", error)
+
+
+def _single_file(work: Work, directory: Path) -> Exported:
+    path = directory / f"{work.facts.name}.safetensors"
+    dtypes = work.component_dtypes()
+    metadata = _described(work, ORIGINAL_LAYOUT) if work.recipe.output.metadata else {}
+    write_single_file(work.parts, path, dtypes, metadata)
+    error = check_single_file(path, work.parts, dtypes)
+    return Exported(path, "single-file", "ComfyUI, A1111, Forge, diffusers", error)
+
+
+def _described(work: Work, implementation: str) -> dict[str, str]:
+    return model_spec(work.recipe, work.facts, work.prediction, implementation) | training_fields(
+        work.recipe, work.facts
+    )
+
+
+WRITERS: Mapping[str, Callable[[Work, Path], Exported]] = {
+    "kohya": _kohya,
+    "peft": _peft,
+    "diffusers": _folder,
+    "single-file": _single_file,
+}
+WHOLE_FORMATS = ("diffusers", "single-file")

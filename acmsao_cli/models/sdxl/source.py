@@ -1,0 +1,96 @@
+"""A stored SDXL model, whichever way it is stored: found, described, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from acmsao_cli.errors import ModelError
+from acmsao_cli.models.locate import Located, locate
+from acmsao_cli.models.quiet import quiet_libraries
+from acmsao_cli.models.sdxl.components import (
+    CLASSES,
+    Components,
+    Config,
+    Prediction,
+    empty_component,
+)
+from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource
+from acmsao_cli.models.sdxl.settings import Settings
+from acmsao_cli.models.sdxl.single_file import SingleFileSource
+
+
+class Source(Protocol):
+    """Described at once, its weights read when asked for; `notes` are words for a person."""
+
+    path: Path
+    settings: Settings
+    notes: Mapping[str, str]
+
+    def num_parameters(self) -> dict[str, int]:
+        """Weights by component, from the files' headers."""
+
+    def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """A component with its weights, cast tensor by tensor."""
+
+
+def find(source: str, revision: str | None) -> tuple[Located, Source]:
+    """The stored model that `source` names. Raises ModelError."""
+    located = locate(source, revision, single_file_allowed=True, patterns=HUB_PATTERNS)
+    if located.kind == "single-file":
+        return located, SingleFileSource(located.path)
+    return located, FolderSource(located.path)
+
+
+def open_parts(
+    source: Source,
+    device: torch.device,
+    dtype: torch.dtype,
+    prediction: Prediction,
+    on_device: Sequence[str] = (),
+) -> Components:
+    """Every part of the pipeline, the `on_device` ones on `device` and the rest on the CPU.
+
+    On the meta device no weights are read. The VAE is fp32: in half precision SDXL's overflows.
+    """
+    settings = source.settings
+    scheduler: Config = {**settings.scheduler, "prediction_type": prediction}
+    modules = {}
+    for component in CLASSES:
+        cast = torch.float32 if component == "vae" else dtype
+        if device.type == "meta":
+            modules[component] = _without_weights(source, component, cast)
+        else:
+            home = device if component in on_device else torch.device("cpu")
+            modules[component] = source.read(component, home, cast)
+    return Components(
+        **modules,
+        tokenizer=settings.tokenizer,
+        tokenizer_2=settings.tokenizer_2,
+        scheduler=scheduler,
+        force_zeros=settings.force_zeros,
+    )
+
+
+def _without_weights(source: Source, component: str, dtype: torch.dtype) -> nn.Module:
+    module = empty_component(component, source.settings.configs[component], source.path)
+    with quiet_libraries():
+        return module.to("meta", dtype)
+
+
+def prediction_of(scheduler: Config, place: Path) -> Prediction:
+    """What the UNet was trained to predict, as the model says."""
+    match scheduler.get("prediction_type", "epsilon"):
+        case "epsilon":
+            return "epsilon"
+        case "v_prediction":
+            return "v_prediction"
+        case other:
+            raise ModelError(
+                f"{place} predicts {other!r}; epsilon and v_prediction can be trained",
+                hint="if the scheduler's configuration is wrong, set model.prediction",
+            )
