@@ -26,6 +26,7 @@ from acmsao_cli.models.quiet import quiet_libraries
 
 PREFIX = "base_model.model."
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+UNWRITABLE = (OSError, ValueError, SafetensorError)
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -46,7 +47,7 @@ def export_adapter(
         _adapter_config(model, source, recipe).save_pretrained(folder)
         save_file(weights, folder / "adapter_model.safetensors", metadata=header)
         _write_card(folder, facts, recipe, library="peft")
-    except (OSError, SafetensorError) as error:
+    except UNWRITABLE as error:
         raise _unwritable(folder, error) from error
     difference = _largest_difference(weights, _read_adapter(folder, source), folder)
     return Exported(folder, "peft", "PeftModel.from_pretrained", difference)
@@ -70,7 +71,7 @@ def export_model(
         with quiet_libraries():
             _save_model(model, tokenizer, weights, folder)
         _write_card(folder, facts, recipe, library="transformers")
-    except (OSError, SafetensorError) as error:
+    except UNWRITABLE as error:
         raise _unwritable(folder, error) from error
     difference = _largest_difference(weights, _read_model(folder), folder)
     return Exported(folder, "transformers", "AutoModelForCausalLM.from_pretrained", difference)
@@ -120,9 +121,17 @@ def _save_model(model: Any, tokenizer: Any, weights: Mapping[str, Tensor], folde
 
 
 def _speakable(generation: Any, ends: list[int]) -> Any:
-    """The model's generation settings, stopping at every end mark that was trained."""
-    adapted = copy.copy(generation)
+    """The model's generation settings, stopping at every end mark that was trained.
+
+    Published ones often name a temperature without do_sample, which the library reads but will not
+    write.
+    """
+    adapted = copy.deepcopy(generation)
     adapted.eos_token_id = ends or None
+    try:
+        adapted.validate(strict=True)
+    except ValueError:
+        adapted.do_sample = True
     return adapted
 
 

@@ -16,13 +16,16 @@ from acmsao_cli.models.causal_lm import encode
 from acmsao_cli.models.causal_lm.source import (
     Source,
     build_without_weights,
+    context_length,
     count,
     find,
     load,
     load_tokenizer,
+    longest,
+    read_config,
     read_source,
 )
-from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee, longest
+from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee
 from acmsao_cli.models.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
@@ -55,19 +58,21 @@ class CausalLmFamily:
         if device.type == "meta":
             return CausalLmTrainee(recipe, source, build_without_weights(source, dtype))
         load_tokenizer(source.located)
-        if longest(recipe, source) < recipe.data.max_length:
+        if longest(recipe, source.config) < recipe.data.max_length:
             logger.warning("%s", _too_long(recipe, source))
         return CausalLmTrainee(recipe, source, load(source, device, dtype))
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
-        """The text of each example, learned tokens between [[ and ]]. Reads the tokenizer only."""
+        """The text of each example, learned tokens between [[ and ]]. Reads no weights."""
         assert isinstance(recipe, CausalLmRecipe)
-        tokenizer = load_tokenizer(find(recipe))
+        located = find(recipe)
+        limit = longest(recipe, read_config(located))
+        tokenizer = load_tokenizer(located)
         encode.prepare_tokenizer(tokenizer, recipe)
         for example in examples:
             with quiet_libraries():
                 tokens = encode.tokenize(tokenizer, example, recipe.data)
-            fate, item = encode.fit(tokens, recipe.data.max_length, recipe.data.over_long)
+            fate, item = encode.fit(tokens, limit, recipe.data.over_long)
             if item is None:
                 yield f"{example.place}: left out, {fate}: {len(tokens.ids)} tokens"
                 continue
@@ -85,11 +90,11 @@ def _details(recipe: CausalLmRecipe, source: Source, architecture: str) -> dict[
     details = {
         "architecture": architecture,
         "vocabulary": str(config.vocab_size),
-        "context": str(source.context_length or "unbounded"),
+        "context": str(context_length(source.config) or "unbounded"),
         "layers": str(getattr(config, "num_hidden_layers", "?")),
         "stored as": ", ".join(sorted(stored)),
     }
-    if longest(recipe, source) < recipe.data.max_length:
+    if longest(recipe, source.config) < recipe.data.max_length:
         details["warning"] = _too_long(recipe, source)
     return details
 
@@ -97,7 +102,7 @@ def _details(recipe: CausalLmRecipe, source: Source, architecture: str) -> dict[
 def _too_long(recipe: CausalLmRecipe, source: Source) -> str:
     return (
         f"data.max_length is {recipe.data.max_length}, but the model reads "
-        f"{source.context_length} tokens: that is used"
+        f"{context_length(source.config)} tokens: that is used"
     )
 
 

@@ -31,6 +31,7 @@ FORGOTTEN_BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.
 
 # What transformers raises on unsound files.
 UNSOUND = (
+    ImportError,
     OSError,
     ValueError,
     TypeError,
@@ -55,12 +56,6 @@ class Source:
         """The part of the configuration that describes the language model."""
         return self.config.get_text_config()
 
-    @property
-    def context_length(self) -> int | None:
-        """Tokens the model was made for; None where nothing bounds it."""
-        length = getattr(self.text_config, "max_position_embeddings", None)
-        return length if isinstance(length, int) and length > 0 else None
-
 
 def find(recipe: CausalLmRecipe) -> Located:
     """The folder of the recipe's model. Raises ModelError."""
@@ -69,17 +64,30 @@ def find(recipe: CausalLmRecipe) -> Located:
     )
 
 
+def longest(recipe: CausalLmRecipe, config: Any) -> int:
+    """Tokens per example: what the recipe allows and the model can read."""
+    allowed, readable = recipe.data.max_length, context_length(config)
+    return allowed if readable is None else min(allowed, readable)
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens the model was made for; None where nothing bounds it."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
 def read_source(recipe: CausalLmRecipe) -> Source:
     """Read configuration and headers, no weights. Raises ModelError for what cannot be trained."""
     located = find(recipe)
-    config = _read_config(located)
+    config = read_config(located)
     headers = tuple(read_header(file) for file in weight_files(located.path, "model"))
     source = Source(located, config, headers)
     _check_layers(source)
     return source
 
 
-def _read_config(located: Located) -> Any:
+def read_config(located: Located) -> Any:
+    """The folder's configuration. Raises ModelError unless the model can be trained here."""
     path = located.path / "config.json"
     if (located.path / "adapter_config.json").exists():
         raise ModelError(
@@ -157,7 +165,7 @@ def load_tokenizer(located: Located) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.path, trust_remote_code=False)
         ids = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    except (*UNSOUND, ImportError) as error:
+    except UNSOUND as error:
         raise _no_tokenizer(located) from error
     if not ids:  # Without files some classes make an empty tokenizer that drops every text.
         raise _no_tokenizer(located)

@@ -30,7 +30,7 @@ from acmsao_cli.models.causal_lm import encode as encoding
 from acmsao_cli.models.causal_lm.export import export_adapter, export_model
 from acmsao_cli.models.causal_lm.loss import summed_cross_entropy
 from acmsao_cli.models.causal_lm.sample import answer
-from acmsao_cli.models.causal_lm.source import Source, load_tokenizer
+from acmsao_cli.models.causal_lm.source import Source, load_tokenizer, longest
 from acmsao_cli.models.causal_lm.targets import target_endings
 from acmsao_cli.models.lora import attach_lora
 
@@ -43,7 +43,7 @@ class CausalLmTrainee:
         self.recipe, self.source, self.model = recipe, source, model
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.length = longest(recipe, source)
+        self.length = longest(recipe, source.config)
         self._projects_kept = "logits_to_keep" in inspect.signature(model.forward).parameters
         _apply(recipe, model)
 
@@ -113,12 +113,6 @@ class CausalLmTrainee:
         if isinstance(self.recipe.method, Lora):
             return [export_adapter(self.model, self.source, self.recipe, facts, directory)]
         return [export_model(self.model, self.tokenizer, self.recipe, facts, directory)]
-
-
-def longest(recipe: CausalLmRecipe, source: Source) -> int:
-    """Tokens per example: what the recipe allows and the model can read."""
-    allowed = recipe.data.max_length
-    return allowed if source.context_length is None else min(allowed, source.context_length)
 
 
 def _apply(recipe: CausalLmRecipe, model: Any) -> None:

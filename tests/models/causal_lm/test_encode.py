@@ -203,6 +203,12 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
         encode.check_ids([item], 328)
 
 
+def test_preview_cuts_where_training_does(model_folder, recipe, text):
+    chosen = recipe(model_folder("gpt2", "none"), data={"max_length": 500})
+    (shown,) = FAMILY.preview(chosen, [text("hello " * 90)])
+    assert "trained 63 of 64 tokens (cut from" in shown
+
+
 def test_progress_counts_the_examples(tokenizer, text, recipe):
     seen = []
     encode.encode(

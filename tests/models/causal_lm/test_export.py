@@ -115,6 +115,18 @@ def test_a_trained_end_mark_stops_the_exported_model(model_folder, recipe, tmp_p
     assert trainee.model.generation_config.eos_token_id == 2
 
 
+def test_generation_settings_that_the_library_would_not_write_are_exported(
+    model, tokenizer, recipe, tmp_path
+):
+    model("llama").save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    settings = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    (exported,) = trained(recipe(tmp_path / "model")).export(tmp_path, FACTS)
+    written = json.loads((exported.path / "generation_config.json").read_text())
+    assert (written["temperature"], written["do_sample"]) == (0.6, True)
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("metadata", [True, False])
 def test_facts_are_written_unless_metadata_are_off(
