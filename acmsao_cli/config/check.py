@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.reading import Document, describe
 from acmsao_cli.config.recipe import FAMILIES, Recipe
-from acmsao_cli.config.schema import METHODS, Outline, outline
+from acmsao_cli.config.schema import METHODS, Leaf, Outline, outline
 from acmsao_cli.config.suggest import closest, closest_key
 
 YES_AND_NO = ("yes", "no", "on", "off", "y", "n")
@@ -71,20 +71,17 @@ def validate(
     `place` says where the value of a path was written; asked for a missing one, where it should be.
     """
     try:
-        return FAMILIES[family].model_validate(nested(leaves))
+        return FAMILIES[family].model_validate(nested(leaves, known))
     except ValidationError as error:
         return list(_value_problems(error, leaves, place, known))
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by dotted path as sections within sections."""
-    tree: dict[str, Any] = {}
+def nested(leaves: Mapping[str, Any], known: Outline) -> dict[str, Any]:
+    """Return values by dotted path as sections, every one of them: an absent one is an empty one."""
+    tree: dict[str, Any] = {section: {} for section in known.sections}
     for path, value in leaves.items():
-        *sections, name = path.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
+        section, _, name = path.rpartition(".")
+        (tree[section] if section else tree)[name] = value
     return tree
 
 
@@ -116,18 +113,21 @@ def _path(loc: tuple[int | str, ...], known: Outline) -> str:
 
 def _wrong_value(path: str, value: Any, place: str, known: Outline) -> Problem:
     leaf = known.leaves[path]
-    hint = leaf.description if leaf.description != leaf.wanted else None
-    if isinstance(value, str):
-        near = closest(value, leaf.options)
-        if near:
-            hint = f"did you mean `{near}`?"
-        elif leaf.wanted == "true or false" and value.lower() in YES_AND_NO:
-            hint = f"write true or false; in YAML 1.2 `{value}` is text"
-    elif leaf.wanted.startswith("a text") and isinstance(value, bool | int | float):
-        hint = "put it in quotes to make it text"
-    elif leaf.wanted.startswith("a list") and not isinstance(value, list):
-        hint = "a list stands in brackets: [a, b]"
-    return Problem(f"`{path}` must be {leaf.wanted}; found {describe(value)}", place, hint)
+    message = f"`{path}` must be {leaf.wanted}; found {describe(value)}"
+    return Problem(message, place, hint=_remedy(leaf, value))
+
+
+def _remedy(leaf: Leaf, value: Any) -> str | None:
+    """Return how to mend a common slip, else what the key means."""
+    if isinstance(value, str) and (near := closest(value, leaf.options)):
+        return f"did you mean `{near}`?"
+    if leaf.wanted == "true or false" and str(value).lower() in YES_AND_NO:
+        return f"write true or false; in YAML 1.2 `{value}` is text"
+    if leaf.wanted.startswith("a text") and isinstance(value, bool | int | float):
+        return "put it in quotes to make it text"
+    if leaf.wanted.startswith("a list") and isinstance(value, str):
+        return "a list stands in brackets: [a, b]"
+    return leaf.description if leaf.description != leaf.wanted else None
 
 
 def _meaning(path: str, known: Outline) -> str | None:

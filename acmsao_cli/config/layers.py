@@ -65,7 +65,7 @@ def resolve(request: Request) -> RunConfig:
         refuse([*problems, *checked])
         raise AssertionError("a validation failed without a problem")
     refuse(problems)
-    refuse(list(broken_rules(checked, origins)))
+    refuse(list(broken_rules(checked, origins, located.shown)))
     everywhere = {path: origins.get(path, DEFAULT) for path in known.leaves}
     return RunConfig(located.name, checked, everywhere, _preset_name(request.preset))
 

@@ -34,6 +34,7 @@ class Origin:
 
 
 DEFAULT = Origin("default")
+LAYERS = ("default", "preset", "recipe", "set")  # the later wins
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from typing import NamedTuple, TypeAlias
 
 from acmsao_cli.config.choices import parts
 from acmsao_cli.config.problems import Problem
-from acmsao_cli.config.recipe import Origin, Recipe
+from acmsao_cli.config.recipe import LAYERS, Origin, Recipe
 from acmsao_cli.config.sdxl import ImageData, SdxlFull, SdxlLora, SdxlRecipe
 from acmsao_cli.config.sections import Lora
 from acmsao_cli.config.suggest import closest
 
 
 class Broken(NamedTuple):
-    """A rule that a recipe breaks: the key to blame, what is wrong, how to mend it."""
+    """A rule that a recipe breaks: the keys that clash, what is wrong, how to mend it."""
 
-    path: str
+    paths: tuple[str, ...]
     message: str
     hint: str
 
@@ -37,12 +37,19 @@ FORMATS_OF_METHODS = {
 }
 
 
-def broken_rules(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Problem]:
-    """Hold a recipe to every rule; a problem's place is where the key to blame was written."""
+def broken_rules(
+    recipe: Recipe, origins: Mapping[str, Origin], elsewhere: str
+) -> Iterator[Problem]:
+    """Hold a recipe to every rule.
+
+    A problem's place is where the last of the clashing keys was written, as the others were there
+    before; `elsewhere` if none was written.
+    """
     for rule in RULES:
         for broken in rule(recipe):
-            origin = origins.get(broken.path)
-            yield Problem(broken.message, origin.place if origin else "", broken.hint)
+            written = [origins[path] for path in broken.paths if path in origins]
+            last = max(written, key=lambda origin: LAYERS.index(origin.layer), default=None)
+            yield Problem(broken.message, last.place if last else elsewhere, broken.hint)
 
 
 def holds(rule: RecipeRule) -> RecipeRule:
@@ -57,13 +64,13 @@ def one_measure_of_length(recipe: Recipe) -> Iterator[Broken]:
     training = recipe.training
     if training.steps is None and training.epochs is None:
         yield Broken(
-            "training.steps",
+            ("training.steps",),
             "neither `training.steps` nor `training.epochs` says how long to train",
             "for example --set training.steps=1000",
         )
     if training.steps is not None and training.epochs is not None:
         yield Broken(
-            "training.epochs",
+            ("training.steps", "training.epochs"),
             "both `training.steps` and `training.epochs` say how long to train",
             "drop one, or set it to null",
         )
@@ -74,7 +81,7 @@ def no_global_norm_during_backward(recipe: Recipe) -> Iterator[Broken]:
     """The norm of all gradients is known only when all exist, which fusing avoids."""
     if recipe.optimizer.fused_backward and recipe.training.clip_norm is not None:
         yield Broken(
-            "optimizer.fused_backward",
+            ("optimizer.fused_backward", "training.clip_norm"),
             "`optimizer.fused_backward` cannot clip the global norm (`training.clip_norm`)",
             "bound each gradient by itself instead: "
             "training.clip_norm=null and optimizer.gradient_edits=[rms_clip]",
@@ -88,12 +95,12 @@ def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
     formats = recipe.output.formats
     for unfit in [name for name in formats if name not in possible]:
         yield Broken(
-            "output.formats",
+            ("output.formats", "method.kind"),
             f"`output.formats` has `{unfit}`, which method `{recipe.method.kind}` does not write",
             f"it writes {', '.join(possible)}",
         )
     if len(set(formats)) < len(formats):
-        yield Broken("output.formats", "`output.formats` names a format twice", "name each once")
+        yield Broken(("output.formats",), "`output.formats` names a format twice", "name each once")
 
 
 @holds
@@ -102,7 +109,7 @@ def warmup_within_the_run(recipe: Recipe) -> Iterator[Broken]:
     warmup, steps = recipe.schedule.warmup_steps, recipe.training.steps
     if steps is not None and warmup > steps:
         yield Broken(
-            "schedule.warmup_steps",
+            ("schedule.warmup_steps", "training.steps"),
             f"`schedule.warmup_steps` is {warmup}, but the run has only {steps} steps",
             "a warm-up is usually a tenth of the run or less",
         )
@@ -125,7 +132,9 @@ def known_optimizer_parts(recipe: Recipe) -> Iterator[Broken]:
             near = closest(name, known)
             listing = f"known: {', '.join(sorted(known))}"
             hint = f"did you mean `{near}`? {listing}" if near else listing
-            yield Broken(path, f"`{path}` names an unknown {kind.replace('_', ' ')} `{name}`", hint)
+            yield Broken(
+                (path,), f"`{path}` names an unknown {kind.replace('_', ' ')} `{name}`", hint
+            )
 
 
 @holds
@@ -138,13 +147,13 @@ def options_of_the_rule(recipe: Recipe) -> Iterator[Broken]:
     for option in ("betas", "eps"):
         if getattr(recipe.optimizer, option) is not None and option not in options:
             yield Broken(
-                f"optimizer.{option}",
+                (f"optimizer.{option}", "optimizer.name"),
                 f"`optimizer.{option}` is set, but `{name}` has no {option}",
                 "drop it, or choose another optimizer.name",
             )
     if recipe.optimizer.momentum != "ema" and "momentum" not in options:
         yield Broken(
-            "optimizer.momentum",
+            ("optimizer.momentum", "optimizer.name"),
             f"`optimizer.momentum` is set, but `{name}` does not take one",
             "drop it, or choose another optimizer.name",
         )
@@ -155,7 +164,7 @@ def rounding_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
     """Updates of fp32 weights are written as they are."""
     if recipe.model.dtype == "fp32" and recipe.optimizer.rounding != "stochastic":
         yield Broken(
-            "optimizer.rounding",
+            ("optimizer.rounding", "model.dtype"),
             "`optimizer.rounding` has no effect on fp32 weights (`model.dtype`)",
             "drop it, or train in bf16: model.dtype=bf16",
         )
@@ -169,7 +178,7 @@ def revision_of_a_hub_id(recipe: Recipe) -> Iterator[Broken]:
         return
     if source.startswith("builtin:") or os.path.isabs(source) or os.path.exists(source):
         yield Broken(
-            "model.revision",
+            ("model.revision", "model.source"),
             f"`model.revision` is set, but `model.source` is no hub id: {source}",
             "drop model.revision",
         )
@@ -183,21 +192,21 @@ def text_encoder_rate_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
         return
     if method.text_encoder_lr is not None and not method.text_encoders:
         yield Broken(
-            "method.text_encoder_lr",
+            ("method.text_encoder_lr", "method.text_encoders"),
             "`method.text_encoder_lr` is set, but the text encoders are not trained",
             "add method.text_encoders=true, or drop it",
         )
 
 
 @holds
-def targets_named_once(recipe: Recipe) -> Iterator[Broken]:
+def targets_of_one_kind(recipe: Recipe) -> Iterator[Broken]:
     """Targets are names of layers, or one of the two words for many."""
     if not isinstance(recipe.method, Lora) or isinstance(recipe.method.targets, str):
         return
     words = [word for word in recipe.method.targets if word in ("attention", "all-linear")]
     if words:
         yield Broken(
-            "method.targets",
+            ("method.targets",),
             f"`method.targets` has `{words[0]}` in a list of layer names",
             f"write it alone: targets: {words[0]}",
         )
@@ -208,7 +217,7 @@ def samples_have_prompts(recipe: Recipe) -> Iterator[Broken]:
     """Without prompts nothing is sampled."""
     if recipe.samples.every and not recipe.samples.prompts:
         yield Broken(
-            "samples.every",
+            ("samples.every", "samples.prompts"),
             "`samples.every` is set, but `samples.prompts` is empty",
             "add prompts, or drop it",
         )
@@ -223,10 +232,11 @@ def sides_the_vae_can_halve(recipe: Recipe) -> Iterator[Broken]:
     step = data.bucket_step if data.buckets else 8
     if data.resolution % step or data.resolution % 8:
         multiple = step if step % 8 == 0 else 8
+        near = max(data.resolution // multiple, 1) * multiple
         yield Broken(
-            "data.resolution",
+            ("data.resolution", "data.bucket_step"),
             f"`data.resolution` must be a multiple of {multiple}; found {data.resolution}",
-            f"for example {max(data.resolution // multiple, 1) * multiple}",
+            f"for example {near}, or change data.bucket_step",
         )
     sides = {
         "data.bucket_step": data.bucket_step,
@@ -236,7 +246,9 @@ def sides_the_vae_can_halve(recipe: Recipe) -> Iterator[Broken]:
     for path, pixels in sides.items():
         if pixels is not None and pixels % 8:
             near = max(round(pixels / 8), 1) * 8
-            yield Broken(path, f"`{path}` must be a multiple of 8; found {pixels}", f"try {near}")
+            yield Broken(
+                (path,), f"`{path}` must be a multiple of 8; found {pixels}", f"try {near}"
+            )
 
 
 @holds
@@ -246,7 +258,7 @@ def bucket_step_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
         return
     if recipe.data.bucket_step != _default(ImageData, "bucket_step"):
         yield Broken(
-            "data.bucket_step",
+            ("data.bucket_step", "data.buckets"),
             "`data.bucket_step` is set, but `data.buckets` is false",
             "drop it, or set data.buckets=true",
         )
@@ -260,7 +272,7 @@ def columns_of_a_table(recipe: Recipe) -> Iterator[Broken]:
     for name in ("image_column", "caption_column"):
         if getattr(recipe.data, name) != _default(ImageData, name):
             yield Broken(
-                f"data.{name}",
+                (f"data.{name}", "data.format"),
                 f"`data.{name}` is set, but format `{recipe.data.format}` has no columns",
                 "drop it, or set data.format=huggingface",
             )

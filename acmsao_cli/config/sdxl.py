@@ -59,8 +59,12 @@ class ImageData(DataSection):
         description="captions: a .txt beside each picture; metadata: metadata.jsonl; "
         "huggingface: a data set saved to disk",
     )
-    image_column: str = Field("image", description="column of the picture (huggingface)")
-    caption_column: str = Field("text", description="column of the caption (huggingface)")
+    image_column: Annotated[str, Field(min_length=1)] = Field(
+        "image", description="column of the picture (huggingface)"
+    )
+    caption_column: Annotated[str, Field(min_length=1)] = Field(
+        "text", description="column of the caption (huggingface)"
+    )
     resolution: Annotated[int, Field(ge=16, le=4096)] = Field(
         1024, description="pixels: pictures are scaled to about resolution x resolution in area"
     )
