@@ -1,6 +1,4 @@
-"""Optimizers that compose: rules, momenta, storages and edits as exchangeable parts of one
-pipeline.
-"""
+"""Optimizers that compose: rules, momenta, storages and edits are parts of one pipeline."""
 
 import acmsao_cli.optim.edits
 import acmsao_cli.optim.rules

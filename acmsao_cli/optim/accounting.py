@@ -19,9 +19,7 @@ _META = torch.device("meta")
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active, follows the storages that operations create until they die; `peak` is their
-    largest sum.
-    """
+    """While active, follows the storages that operations create; `peak` is their largest sum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

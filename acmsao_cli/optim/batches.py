@@ -1,7 +1,6 @@
 """Parameters as (batch, rows, cols): a vector has one row, a convolution is (out, in x kernel).
 
-Small parameters of the same shape are stacked and stepped as one tensor, a large one is a batch of
-one.
+Small parameters of the same shape are stacked and stepped as one tensor, a large one alone.
 """
 
 from __future__ import annotations
@@ -29,7 +28,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Stacking:
-    """Which parameters are stepped as one tensor; this changes speed, not results."""
+    """Which parameters are stepped as one tensor: a matter of speed and workspace.
+
+    Results keep their bits, but for parts that sum over a parameter: a device may sum in another
+    order.
+    """
 
     below: int = 65_536  # parameters with fewer elements are stacked
     limit: int = 4_194_304  # elements in a stack: its temporaries stay small

@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # rules import momenta
 
 
 class Momentum(Protocol):
-    """An exchangeable history: the rule gives the decay rate and the bias correction its paper has
-    (1 for none).
+    """An exchangeable history of gradients.
+
+    The rule gives the decay rate, and the bias correction its paper has (1 for none).
     """
 
     @property
@@ -58,9 +59,7 @@ class Ema:
 @momentum("nesterov")
 @dataclass(frozen=True)
 class Nesterov(Ema):
-    """The average as it would be if the gradient came once more: b m + (1 - b) g (Dozat 2016,
-    NAdam, simplified).
-    """
+    """The average as if the gradient came once more: b m + (1 - b) g (after Dozat 2016, NAdam)."""
 
     def advance(
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
@@ -73,10 +72,10 @@ class Nesterov(Ema):
 @momentum("ademamix")
 @dataclass(frozen=True)
 class AdEMAMix:
-    """A fast average plus `alpha` times a slow one (Pagliardini et al. 2024, arXiv:2409.03137, no
-    schedulers).
+    """A fast average plus `alpha` times a slow one (Pagliardini et al. 2024, arXiv:2409.03137).
 
-    m1 / (1 - b^t) + alpha m2; the slow one is not corrected, so its weight grows as it fills.
+    m1 / (1 - b^t) + alpha m2, with alpha and both decay rates constant; the slow average is not
+    corrected, so its weight grows as it fills.
     """
 
     slow_beta: float = 0.9999

@@ -1,5 +1,4 @@
-"""Random bits as a pure function of (seed, step, parameter number, stream, element), and rounding
-with them.
+"""Random bits as a pure function of (seed, step, parameter number, stream, element).
 
 No generator runs, so nothing has to be saved, and stepping during backward, stacked, one by one or
 after a resume draws the same bits.

@@ -43,8 +43,7 @@ class BackwardHandle:
 
 
 class ComposedOptimizer(torch.optim.Optimizer):
-    """Steps named fp32 or bf16 parameters through a pipeline; the same bits by every way of
-    stepping.
+    """Steps named fp32 or bf16 parameters through a pipeline, to the same bits in every way.
 
     State appears at a parameter's first step, or by `allocate`. `self.state[p]` holds views of it:
     copy into them, never replace them. Each parameter counts its own steps, so one without a
@@ -77,12 +76,12 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self._stepped: set[int] = set()  # parameter numbers advanced since the last finish
         device = self.members[0].parameter.device
         self.shared = {
-            name: torch.full((), value, device=device)
+            name: torch.full((), value, dtype=torch.float32, device=device)
             for name, value in pipeline.rule.shared().items()
         }
         self._norms = {  # gradient norms by parameter number
-            device: torch.zeros(len(self.members), device=device)
-            for device in {batch.device for batch in self._batches}
+            device: torch.zeros(len(self.members), dtype=torch.float32, device=device)
+            for device in dict.fromkeys(batch.device for batch in self._batches)
         }
         self._gradient_norm: Tensor | None = None
 
@@ -94,9 +93,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Advance every parameter that has a gradient and was not advanced yet, then finish the
-        step.
-        """
+        """Advance every parameter with a gradient that was not advanced yet; finish the step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -121,10 +118,9 @@ class ComposedOptimizer(torch.optim.Optimizer):
             self._advance_single(member)
 
     def attach_to_backward(self, should_step: Callable[[], bool]) -> BackwardHandle:
-        """Step each parameter as soon as its gradient is complete and free it, when `should_step()`
-        says so.
+        """Step each parameter as soon as its gradient is complete, and free the gradient.
 
-        Where it says no, gradients stay and accumulate.
+        Where `should_step()` says no, gradients stay and accumulate.
         """
         for member in self.members:
             if getattr(member.parameter, "_post_accumulate_grad_hooks", None):
@@ -143,9 +139,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return BackwardHandle(tuple(hooks))
 
     def gradient_norm(self) -> Tensor | None:
-        """Return the norm of all gradients of the step just finished, as given to the optimizer;
-        0-d fp32.
-        """
+        """Return the norm of all gradients of the last step, before edits; 0-d fp32, no wait."""
         return self._gradient_norm
 
     def _advance_batch(self, batch: Batch) -> None:
@@ -168,9 +162,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
     def _advance(
         self, members: Sequence[Member], batch: Batch, numbers: Tensor, state: State
     ) -> None:
-        """Advance members that have gradients, of one dtype, and the same number of steps behind
-        them.
-        """
+        """Advance members with gradients of one dtype and equally many steps behind them."""
         parameters = [member.parameter for member in members]
         weights = gather(parameters, batch.rows, batch.cols)
         grad = gather([_gradient(member) for member in members], batch.rows, batch.cols)
@@ -191,10 +183,10 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return len(dtypes) == 1 and len({self.steps[m.number] for m in batch.members}) == 1
 
     def _note_norms(self, numbers: Tensor, grad: Tensor) -> None:
-        """Write norms to their parameters' places: the total then does not depend on who came
-        first.
-        """
-        norms = torch.linalg.vector_norm(grad, dim=(1, 2), dtype=torch.float32)
+        """Write norms to their parameters' places: the total ignores who came first."""
+        # Row by row first: one fp32 sum over millions of entries loses digits on some devices.
+        rows = torch.linalg.vector_norm(grad, dim=2, dtype=torch.float32)
+        norms = torch.linalg.vector_norm(rows, dim=1)
         self._norms[grad.device].index_copy_(0, numbers, norms)
 
     def _finish(self) -> None:
@@ -233,21 +225,15 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return sum(tensor.nbytes for tensor in self.state_tensors().values())
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return `<parameter name>/<slot>/<piece>` -> view of the state; save it before the next
-        step.
-        """
+        """Return `<parameter name>/<slot>/<piece>` -> view; save it before the next step."""
         return saving.tensors(self)
 
     def state_header(self) -> dict[str, Any]:
-        """Return what the tensors do not say, as JSON: format, pipeline, groups, shared numbers,
-        steps, seed.
-        """
+        """Return what the tensors do not say, as JSON: pipeline, groups, steps, seed and so on."""
         return saving.header(self)
 
     def load_state(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[str]:
-        """Continue from a saved state; return notices of what differs. Another rule's state is
-        refused.
-        """
+        """Continue from a saved state; return notices of what differs, refuse another rule's."""
         return saving.load(self, tensors, header)
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,9 +241,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return {"tensors": self.state_tensors(), "header": self.state_header()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned. torch's own loader would cast packed state to the
-        weights' dtype.
-        """
+        """Load what `state_dict` returned; torch's own loader would cast packed state."""
         self.load_state(state_dict["tensors"], state_dict["header"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

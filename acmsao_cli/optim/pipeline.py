@@ -1,6 +1,4 @@
-"""An optimizer as a value: five stations, always in the same order, over tensors of (batch, rows,
-cols).
-"""
+"""An optimizer as a value: five stations over (batch, rows, cols), always in the same order."""
 
 from __future__ import annotations
 

@@ -25,7 +25,5 @@ def divide(numerator: Tensor, root: Tensor, eps: float) -> Tensor:
 
 @ratio("atan2")
 def atan2(numerator: Tensor, root: Tensor, eps: float) -> Tensor:
-    """4/pi atan2(n, root): bounded by 2, 1 where n = root; needs no eps (Everett et al. 2024,
-    arXiv:2407.05872).
-    """
+    """4/pi atan2(n, root): bounded by 2, 1 where n = root, without eps (arXiv:2407.05872)."""
     return torch.atan2(numerator, root, out=root).mul_(4 / math.pi)

@@ -16,9 +16,7 @@ Part = TypeVar("Part")
 
 
 class Registry(Generic[Part]):
-    """Parts of one kind by name; registering is all it takes to be listed, tested and usable in
-    recipes.
-    """
+    """Parts of one kind by name; registering lists, tests and offers them to recipes."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -41,9 +39,7 @@ class Registry(Generic[Part]):
         return self._parts
 
     def get(self, name: str) -> Part:
-        """Return the part called `name`; raise OptimizerError with the nearest known name
-        otherwise.
-        """
+        """Return the part called `name`, else raise OptimizerError with the nearest known name."""
         if name not in self._parts:
             raise OptimizerError(
                 f"unknown {self.kind} `{name}`", hint=suggestion(name, list(self._parts))

@@ -5,6 +5,7 @@ Loading is ours: allocate, compare names, shapes and dtypes exactly, copy.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from acmsao_cli.optim import registry
 from acmsao_cli.optim.batches import Member, matrix_shape
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import WEIGHT_STREAM, Pipeline
+from acmsao_cli.optim.storage.codec import Pieces
 from acmsao_cli.optim.storage.policy import DEFAULT, Storage, build_storage
 
 if TYPE_CHECKING:
@@ -35,9 +37,7 @@ def tensors(optimizer: ComposedOptimizer) -> dict[str, Tensor]:
 
 
 def header(optimizer: ComposedOptimizer) -> dict[str, Any]:
-    """Return everything else needed to continue. Reads the shared numbers, so it waits for the
-    device.
-    """
+    """Return everything else needed to continue; waits for the device if numbers are shared."""
     return {
         "format": FORMAT,
         "pipeline": optimizer.pipeline.signature(),
@@ -69,9 +69,10 @@ def load(optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str,
     _check_tensors(optimizer, saved, head, planned)
     notices = _differences(optimizer, head)
     _restore_numbers(optimizer, head)
+    pieces = _by_cell(saved)
     for member in optimizer.members:
         if any(key in saved for key in planned[member.number]):
-            _fill(optimizer, member, storage, saved)
+            _fill(optimizer, member, storage, pieces)
         else:
             _clear(optimizer, member)
     return notices
@@ -133,9 +134,7 @@ def _check_tensors(
     head: dict[str, Any],
     planned: dict[int, dict[str, Tensor]],
 ) -> None:
-    """Refuse a missing, unknown or differently shaped tensor. One never stepped may be missing
-    altogether.
-    """
+    """Refuse missing, unknown or misshapen tensors; a parameter never stepped may have none."""
     known = {key for layout in planned.values() for key in layout}
     unknown = saved.keys() - known
     if unknown:
@@ -198,22 +197,27 @@ def _restore_numbers(optimizer: ComposedOptimizer, head: dict[str, Any]) -> None
             group.update({k: saved_group[k] for k in ("lr", "initial_lr") if k in saved_group})
 
 
+def _by_cell(saved: dict[str, Tensor]) -> dict[str, Pieces]:
+    """Group tensors by `<parameter name>/<cell>`."""
+    grouped: dict[str, Pieces] = defaultdict(dict)
+    for key, tensor in saved.items():
+        cell, _, piece = key.rpartition("/")
+        grouped[cell][piece] = tensor
+    return grouped
+
+
 def _fill(
-    optimizer: ComposedOptimizer, member: Member, storage: Storage, saved: dict[str, Tensor]
+    optimizer: ComposedOptimizer, member: Member, storage: Storage, saved: dict[str, Pieces]
 ) -> None:
-    """Copy one parameter's pieces, or read them with the codec that wrote them and write them with
-    ours.
-    """
+    """Copy one parameter's state; if its codec changed, read with the old and write with ours."""
     state = optimizer.state_of(member)
     device = member.parameter.device
-    numbers = torch.full((1, 1, 1), member.number, dtype=torch.int32, device=device)
-    noise = Noise(numbers, hash_numbers(optimizer.seed, optimizer.steps[member.number]))
+    number = torch.full((1, 1, 1), member.number, dtype=torch.int32, device=device)
+    noise = Noise(number, hash_numbers(optimizer.seed, optimizer.steps[member.number]))
     for stream, (cell, slot) in enumerate(optimizer.pipeline.cells(), start=WEIGHT_STREAM + 1):
-        prefix = f"{member.name}/{cell}/"
         theirs = {
-            key.removeprefix(prefix): tensor.unsqueeze(0).to(device)
-            for key, tensor in saved.items()
-            if key.startswith(prefix)
+            name: piece.unsqueeze(0).to(device)
+            for name, piece in saved[f"{member.name}/{cell}"].items()
         }
         old, new = storage.codec(slot), optimizer.pipeline.storage.codec(slot)
         if old == new:

@@ -26,26 +26,20 @@ def nearest(value: Tensor, noise: Noise) -> Tensor:
 
 @rounding("stochastic")
 def stochastic(value: Tensor, noise: Noise) -> Tensor:
-    """Up or down by chance: small updates survive in the mean (Zamirai et al. 2020,
-    arXiv:2010.06192).
-    """
+    """Up or down by chance: small updates survive in the mean (arXiv:2010.06192)."""
     return round_stochastic(value, noise)
 
 
 @dataclass(frozen=True)
 class Write:
-    """w <- w - lr decay w - lr u, in fp32; bf16 weights are rounded once, fp32 weights need no
-    rounding.
-    """
+    """w <- w - lr decay w - lr u in fp32; bf16 weights are rounded once, fp32 weights never."""
 
     rounding: Rounding = stochastic
 
     def __call__(
         self, weights: Tensor, dense: Tensor, update: Tensor, ctx: Context, noise: Noise
     ) -> None:
-        """Write into `weights`, whose fp32 value `dense` is (the same tensor for fp32); `update`
-        stays as it is.
-        """
+        """Write into `weights`, whose fp32 value is `dense`; `update` stays as it is."""
         if ctx.weight_decay:
             dense.mul_(1 - ctx.lr * ctx.weight_decay)
         _subtract(dense, update, ctx.lr)

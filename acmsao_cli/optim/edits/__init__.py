@@ -1,6 +1,4 @@
-"""Functions that change the gradient before the rule, or the direction after it. A new file here
-registers itself.
-"""
+"""Changes to the gradient before the rule, or to the direction after it; files register here."""
 
 import sys
 

@@ -32,8 +32,7 @@ def orthograd(grad: Tensor, ctx: Context) -> Tensor:
 @gradient_edit("rms_clip")
 @dataclass(frozen=True)
 class RmsClip:
-    """Shrink a parameter's gradient whose root mean square exceeds `limit` (Shazeer & Stern 2018,
-    arXiv:1804.04235).
+    """Shrink a parameter's gradient to a root mean square of `limit` (arXiv:1804.04235).
 
     Works during backward too, unlike clipping by the global norm.
     """

@@ -53,18 +53,14 @@ class Context:
 
 
 class Rule(Protocol):
-    """A paper's formula and nothing else: what it remembers, and what to subtract before the
-    learning rate.
-    """
+    """A paper's formula and nothing else: what it remembers, and what to subtract before lr."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         """Everything remembered for each parameter."""
 
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
-        """Advance the cells by one fp32 gradient (batch, rows, cols), which is read only; return a
-        fresh update.
-        """
+        """Advance the cells by one fp32 gradient, which is read only; return a fresh update."""
 
     def shared(self) -> dict[str, float]:
         """Return the initial numbers common to all parameters."""

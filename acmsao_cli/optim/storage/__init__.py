@@ -1,6 +1,4 @@
-"""Where state lives: codecs, and the policies that choose one for each slot. A new file here
-registers itself.
-"""
+"""Where state lives: codecs, and which slot gets which. A new file here registers itself."""
 
 import sys
 

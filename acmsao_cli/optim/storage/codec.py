@@ -34,9 +34,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Full:
-    """Four bytes for each number; nothing is lost. What must be exact is kept so under every
-    policy.
-    """
+    """Four bytes for each number, nothing lost; every policy keeps exact slots so."""
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
         """Return zeros."""

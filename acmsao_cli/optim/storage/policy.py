@@ -33,9 +33,7 @@ class ByRole:
     positive: Codec
 
     def codec(self, slot: Slot) -> Codec:
-        """Return the codec of the slot's role; what must not lose anything is kept in fp32
-        everywhere.
-        """
+        """Return the codec of the slot's role; exact slots and scalars are fp32 everywhere."""
         if slot.role is Role.SIGNED:
             return self.signed
         return self.positive if slot.role is Role.POSITIVE else Full()
@@ -65,9 +63,7 @@ storage: Registry[Callable[[], ByRole]] = Registry("storage")
 
 
 def build_storage(names: str | Mapping[str, str], slots: tuple[Slot, ...]) -> Storage:
-    """Build a storage from one name, or from names by slot with the rest under `default` (fp32 when
-    absent).
-    """
+    """Build a storage from one name, or from names by slot and a `default` (else fp32)."""
     if isinstance(names, str):
         return storage.get(names)()
     known = [slot.name for slot in slots]

@@ -18,8 +18,7 @@ _SMALLEST: Final = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Rank1:
-    """|x| is kept as row sums times column sums over the total (Adafactor, arXiv:1804.04235), on
-    the natural matrix.
+    """Rows' and columns' sums of |x| on the natural matrix (as Adafactor, arXiv:1804.04235).
 
     Exact for a value of rank one. A vector is one row and so is stored exactly, at 4 bytes for each
     element and 4 for the row: factoring saves bytes on matrices only, 4 (rows + cols) instead of 4
@@ -74,9 +73,7 @@ class SignedRank1:
 
 
 def pack_signs(value: Tensor) -> Tensor:
-    """Pack `value >= 0` of each (rows, cols) matrix, eight to a byte, first element in the lowest
-    bit.
-    """
+    """Pack `value >= 0` of each matrix, eight to a byte, the first in the lowest bit."""
     bits = (value >= 0).flatten(1).to(torch.uint8)
     missing = -bits.shape[1] % 8
     if missing:
