@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from acmsao_cli.data.base import Message, TextExample
 from acmsao_cli.models.base import Sample
 from acmsao_cli.models.causal_lm.chat import as_dicts, end_of_turn, render
+from acmsao_cli.models.causal_lm.source import context_length
 from acmsao_cli.models.quiet import quiet_libraries
 
 
@@ -26,10 +27,13 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: i
 
 def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+    room = (context_length(model.config) or ids.shape[1] + max_new_tokens) - ids.shape[1]
+    if room < 1:
+        return "[the prompt fills the model's whole context]"
     ends = stop_ids(model, tokenizer)
     config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=min(max_new_tokens, room),
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,  # one sequence at a time: nothing is padded
         use_cache=True,

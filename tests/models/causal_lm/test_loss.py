@@ -88,13 +88,15 @@ def test_accumulated_in_portions_equals_the_whole(model_folder, recipe, chat, te
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "method", [{"kind": "full"}, {"kind": "lora"}, {"kind": "lora", "dora": True}]
+)
 def test_loss_and_backward_run_on_the_meta_device(
     kind, method, checkpointing, model_folder, recipe
 ):
     chosen = recipe(
         model_folder(kind),
-        method={"kind": method},
+        method=method,
         training={"gradient_checkpointing": checkpointing},
     )
     trainee = FAMILY.open(chosen, META, torch.bfloat16)

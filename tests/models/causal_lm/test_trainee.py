@@ -155,6 +155,16 @@ def test_samples_are_the_most_likely_tokens_up_to_an_end_mark(model_folder, reci
     assert sample.text == trainee.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
 
 
+def test_answers_end_where_the_context_does(kind, model_folder, recipe):
+    prompts = ["hello", "hello " * 90]
+    trainee = opened(
+        recipe(model_folder(kind), samples={"prompts": prompts, "max_new_tokens": 100})
+    )
+    short, long = trainee.sample()
+    assert short.text != long.text
+    assert long.text == "[the prompt fills the model's whole context]"
+
+
 def test_prompts_go_through_the_chat_template_or_stay_as_they_are(tokenizer):
     chatty, plain = tokenizer("chatml"), tokenizer("none", bos=True)
     assert chatty.decode(prompt_ids(chatty, "hi")) == (
