@@ -16,27 +16,6 @@ from acmsao_cli.config.suggest import closest, closest_key
 YES_AND_NO = ("yes", "no", "on", "off", "y", "n")
 
 
-def flatten(document: Document, known: Outline) -> tuple[dict[str, Any], list[Problem]]:
-    """Return the document's values by dotted path, and its keys that the outline has not."""
-    leaves: dict[str, Any] = {}
-    problems: list[Problem] = []
-
-    def visit(values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            path = f"{prefix}{key}"
-            if path in known.leaves:
-                leaves[path] = value
-            elif path not in known.sections:
-                problems.append(unknown_key(path, document.places[path], known))
-            elif isinstance(value, dict):
-                visit(value, f"{path}.")
-            else:
-                problems.append(not_a_section(path, value, document.places[path]))
-
-    visit(document.values, "")
-    return leaves, problems
-
-
 def unknown_key(path: str, place: str, known: Outline) -> Problem:
     """Say that there is no such key, and which one was probably meant or who has it."""
     message = f"unknown key `{path}`"
@@ -52,6 +31,31 @@ def unknown_key(path: str, place: str, known: Outline) -> Problem:
         if key.rpartition(".")[0] == section
     ]
     return Problem(message, place, hint=f"keys here: {', '.join(names)}")
+
+
+def flatten(
+    document: Document,
+    known: Outline,
+    unknown: Callable[[str, str, Outline], Problem] = unknown_key,
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the document's values by dotted path, and what is wrong with its keys."""
+    leaves: dict[str, Any] = {}
+    problems: list[Problem] = []
+
+    def visit(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            path = f"{prefix}{key}"
+            if path in known.leaves:
+                leaves[path] = value
+            elif path not in known.sections:
+                problems.append(unknown(path, document.places[path], known))
+            elif isinstance(value, dict):
+                visit(value, f"{path}.")
+            else:
+                problems.append(not_a_section(path, value, document.places[path]))
+
+    visit(document.values, "")
+    return leaves, problems
 
 
 def not_a_section(path: str, value: Any, place: str) -> Problem:
@@ -77,7 +81,7 @@ def validate(
 
 
 def nested(leaves: Mapping[str, Any], known: Outline) -> dict[str, Any]:
-    """Return values by dotted path as sections, every one of them: an absent one is an empty one."""
+    """Return values by dotted path in their sections; a section that is absent is empty."""
     tree: dict[str, Any] = {section: {} for section in known.sections}
     for path, value in leaves.items():
         section, _, name = path.rpartition(".")

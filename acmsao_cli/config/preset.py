@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from acmsao_cli.config.check import flatten, validate
+from acmsao_cli.config.check import flatten, unknown_key, validate
 from acmsao_cli.config.locate import Located
 from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.reading import Document, describe, read_file
@@ -50,8 +50,7 @@ class Preset:
 def load_preset(located: Located) -> Preset:
     """Read a preset; raise ConfigError for mistakes in any part, also in those not used now."""
     document = read_file(located.path, located.shown)
-    leaves, problems = flatten(document, preset_outline())
-    problems = [_explain(problem) for problem in problems]
+    leaves, problems = flatten(document, preset_outline(), _unknown_key)
     about = leaves.get("about", "")
     if not isinstance(about, str):
         place = document.places["about"]
@@ -72,7 +71,8 @@ def preset_outline() -> Outline:
         shared = frozenset.intersection(*(frozenset(one.leaves) for one in outlines))
         keys = [key for key in outlines[0].leaves if key in shared and _may_set(key)]
         leaves |= {f"{prefix}.{key}": outlines[0].leaves[key] for key in keys}
-        sections |= {f"{prefix}.{key.rpartition('.')[0]}" for key in keys} | {prefix}
+        sections |= {f"{prefix}.{section}" for one in outlines for section in one.sections}
+        sections.add(prefix)
     return Outline(leaves, frozenset(sections))
 
 
@@ -124,15 +124,25 @@ def _wrong_values(preset: Preset, family: str, method: str) -> list[Problem]:
     return []
 
 
-def _explain(problem: Problem) -> Problem:
-    """Say why a key that recipes have is none of a preset's."""
-    path = problem.message.partition("`")[2].rpartition("`")[0]
-    for prefix in _runs_of_parts():
+def _unknown_key(path: str, place: str, known: Outline) -> Problem:
+    """Say of a key that recipes have why a preset, or this part of one, has not."""
+    for prefix, runs in _runs_of_parts().items():
         key = path.removeprefix(f"{prefix}.")
-        if key != path and not _may_set(key):
+        owners = [
+            run for run in _kinds() if key in {*outline(*run).leaves, *outline(*run).sections}
+        ]
+        if key == path or not owners:
+            continue
+        if not _may_set(key):
             return Problem(
                 f"a preset cannot set `{key}`",
-                problem.place,
+                place,
                 hint="it is the recipe's to say; presets are about memory",
             )
-    return problem
+        family, method = next((run for run in owners if run in runs), owners[0])
+        part = method if all(m == method for _, m in owners) else EVERY_RUN
+        home = part if any(f != family for f, _ in owners) else f"families.{family}.{part}"
+        return Problem(
+            f"not every run of `{prefix}` has `{key}`", place, hint=f"put it under `{home}`"
+        )
+    return unknown_key(path, place, known)

@@ -164,7 +164,8 @@ REFUSED_SETTINGS = {
     "unknown key": (("optimizer.lrr=1",), "`optimizer.lrr` in --set optimizer.lrr=1", "lr"),
     "wrong type": (
         ("method.rank=four",),
-        '`method.rank` must be a whole number of at least 1; found "four" (text) in --set method.rank=four',
+        '`method.rank` must be a whole number of at least 1; found "four" (text) '
+        "in --set method.rank=four",
         "rank of the adapters",
     ),
     "whole section": (("optimizer={lr: 1}",), "`optimizer` cannot be a section", "optimizer.lr="),

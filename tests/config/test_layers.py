@@ -1,0 +1,222 @@
+"""What a run is decided by: which layer wins, where each value came from, and what paths mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from acmsao_cli.config.layers import Request, resolve
+from acmsao_cli.config.reading import MAX_BYTES, read_file
+from acmsao_cli.config.recipe import DEFAULT, Origin, RunConfig
+from acmsao_cli.config.schema import outline
+from acmsao_cli.config.writing import to_yaml
+from acmsao_cli.errors import ConfigError
+
+Write = Callable[[str], str]
+
+
+def written_in_four_layers(here: Path, recipe: Write, sdxl: str, layers: set[str]) -> RunConfig:
+    """A run whose seed is written in these layers: 1 in the preset, 2 in the recipe, 3 by --set."""
+    (here / "p.yaml").write_text(
+        "settings:\n  training: {seed: 1}\n" if "preset" in layers else "about: nothing\n"
+    )
+    text = sdxl.replace("training:\n", "training:\n  seed: 2\n") if "recipe" in layers else sdxl
+    given_last = ("training.seed=3",) if "set" in layers else ()
+    return resolve(Request(recipe(text), "./p.yaml", given_last))
+
+
+@pytest.mark.parametrize(
+    ("layers", "seed", "origin"),
+    [
+        (set(), 0, DEFAULT),
+        ({"preset"}, 1, Origin("preset", "p.yaml:2")),
+        ({"preset", "recipe"}, 2, Origin("recipe", "r.yaml:9")),
+        ({"preset", "set"}, 3, Origin("set", "--set training.seed=3")),
+        ({"recipe"}, 2, Origin("recipe", "r.yaml:9")),
+        ({"preset", "recipe", "set"}, 3, Origin("set", "--set training.seed=3")),
+    ],
+)
+def test_defaults_yield_to_the_preset_to_the_recipe_to_settings(
+    here: Path, recipe: Write, sdxl: str, layers: set[str], seed: int, origin: Origin
+) -> None:
+    config = written_in_four_layers(here, recipe, sdxl, layers)
+    assert config.recipe.training.seed == seed
+    assert config.origins["training.seed"] == origin
+    assert config.preset == "p"
+
+
+def test_every_value_has_an_origin(recipe: Write, sdxl: str) -> None:
+    config = resolve(Request(recipe(sdxl), "16gb"))
+    leaves = {
+        f"{section}.{key}" if isinstance(values, dict) else section
+        for section, values in config.as_dict().items()
+        for key in (values if isinstance(values, dict) else [""])
+    }
+    assert set(config.origins) == leaves
+    assert config.origins["model.dtype"].layer == "preset"
+    assert config.origins["model.dtype"].place.endswith("presets/16gb.yaml:5")
+
+
+def test_of_equal_settings_the_last_wins(recipe: Write, sdxl: str) -> None:
+    config = resolve(Request(recipe(sdxl), None, ("training.seed=1", "training.seed=2")))
+    assert config.recipe.training.seed == 2
+
+
+def test_lists_are_replaced_never_joined(recipe: Write, sdxl: str) -> None:
+    text = sdxl + "optimizer: {gradient_edits: [orthograd]}\n"
+    config = resolve(Request(recipe(text), None, ("optimizer.gradient_edits=[rms_clip]",)))
+    assert config.recipe.optimizer.gradient_edits == ("rms_clip",)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [("1e-4", 1e-4), ("0.5", 0.5), ("1", 1.0), (" 2e5 ", 2e5), ("1.e-3", 1e-3), (".5", 0.5)],
+)
+def test_numbers_are_those_of_yaml_1_2(recipe: Write, sdxl: str, value: str, wanted: float) -> None:
+    from_set = resolve(Request(recipe(sdxl), None, (f"optimizer.lr={value}",)))
+    from_file = resolve(Request(recipe(f"{sdxl}optimizer:\n  lr: {value}\n")))
+    assert from_set.recipe.optimizer.lr == from_file.recipe.optimizer.lr == wanted
+
+
+def test_a_preset_speaks_to_a_method_and_to_a_family(
+    here: Path, recipe: Write, sdxl: str, causal_lm: str
+) -> None:
+    (here / "p.yaml").write_text(
+        "settings: {optimizer: {lr: 1}, checkpoint: {every: 7}}\n"
+        "full: {optimizer: {lr: 2}}\n"
+        "families:\n"
+        "  sdxl: {settings: {optimizer: {lr: 3}}, full: {optimizer: {lr: 4}}}\n"
+        "  causal_lm: {lora: {optimizer: {lr: 5}}}\n"
+    )
+    full = sdxl.replace("lora", "full")
+    lora = causal_lm.replace("full", "lora")
+    rates = {
+        text: resolve(Request(recipe(text), "./p.yaml")).recipe.optimizer.lr
+        for text in (sdxl, full, causal_lm, lora)
+    }
+    assert list(rates.values()) == [3, 4, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("settings: {model: {source: x}}\n", "a preset cannot set `model.source` in p.yaml:1"),
+        ("lora:\n  method: {kind: full}\n", "a preset cannot set `method.kind` in p.yaml:2"),
+        ("settings: {data: {flip: true}}\n", "not every run of `settings` has `data.flip`"),
+        ("full: {method: {rank: 4}}\n", "not every run of `full` has `method.rank` in p.yaml:1"),
+        ("full: {optimizer: {lrr: 1}}\n", "unknown key `full.optimizer.lrr` in p.yaml:1"),
+        ("families: {sdx: {}}\n", "unknown key `families.sdx` in p.yaml:1"),
+        ("optimizer: {lr: 1}\n", "unknown key `optimizer` in p.yaml:1"),
+        ("full:\n  optimizer:\n    lr: x\n", "`optimizer.lr` must be a number above 0; found"),
+        ("about: [a]\n", "`about` must be a text; found ['a'] (a list) in p.yaml:1"),
+        ("full:\n", "`full` is a section and takes keys"),
+    ],
+)
+def test_a_presets_mistakes_are_told_whatever_the_run(
+    here: Path, recipe: Write, sdxl: str, text: str, says: str
+) -> None:
+    (here / "p.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        resolve(Request(recipe(sdxl), "./p.yaml"))
+    assert says in caught.value.message
+
+
+def test_paths_of_a_file_start_at_the_file_and_those_of_settings_here(
+    here: Path, sdxl: str
+) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "models" / "m").mkdir(parents=True)
+    (here / "sub" / "r.yaml").write_text(
+        sdxl.replace("builtin:tiny-sdxl", "models/m").replace("builtin:zoblins", "pictures")
+    )
+    config = resolve(Request("sub/r.yaml"))
+    assert config.recipe.model.source == str(here / "sub" / "models" / "m")
+    assert config.recipe.data.source == str(here / "sub" / "pictures")
+    config = resolve(Request("sub/r.yaml", None, ("data.source=pictures", "model.source=./m")))
+    assert config.recipe.data.source == str(here / "pictures")
+    assert config.recipe.model.source == str(here / "m")
+
+
+def test_paths_of_a_named_recipe_start_here(here: Path) -> None:
+    assert resolve(Request("sdxl-lora")).recipe.data.source == str(here / "data")
+
+
+@pytest.mark.parametrize("source", ["org/name", "name", "builtin:tiny-sdxl"])
+def test_hub_ids_and_builtins_stay_as_they_are(recipe: Write, sdxl: str, source: str) -> None:
+    config = resolve(Request(recipe(sdxl), None, (f"model.source={source}",)))
+    assert config.recipe.model.source == source
+
+
+def test_home_is_expanded(recipe: Write, sdxl: str) -> None:
+    config = resolve(Request(recipe(sdxl), None, ("data.source=~/pictures",)))
+    assert config.recipe.data.source == str(Path.home() / "pictures")
+
+
+def test_a_configuration_written_out_is_a_recipe_with_the_same_values(
+    here: Path, recipe: Write, sdxl: str
+) -> None:
+    config = resolve(Request(recipe(sdxl), "24gb", ("about='x: # \"y\" é'", "optimizer.lr=1e-5")))
+    (here / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert resolve(Request("run.yaml")).recipe == config.recipe
+
+
+ANY_SETTINGS = settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+@ANY_SETTINGS
+@given(about=TEXTS, prompts=st.lists(TEXTS, max_size=4), lr=st.floats(1e-12, 1e6))
+def test_any_text_and_number_survives_being_written_out(
+    here: Path, recipe: Write, sdxl: str, about: str, prompts: list[str], lr: float
+) -> None:
+    config = resolve(Request(recipe(sdxl)))
+    changed = config.recipe.model_copy(
+        update={
+            "about": about,
+            "samples": config.recipe.samples.model_copy(update={"prompts": tuple(prompts)}),
+            "optimizer": config.recipe.optimizer.model_copy(update={"lr": lr}),
+        }
+    )
+    text = to_yaml(RunConfig("r", changed, config.origins))
+    (here / "run.yaml").write_text(text, encoding="utf-8")
+    if len(text) <= MAX_BYTES:
+        assert resolve(Request("run.yaml")).recipe == changed
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@ANY_SETTINGS
+@given(
+    path=st.sampled_from([*outline("sdxl", "lora").leaves, "optimizer", "x", "data.x"]),
+    value=st.one_of(st.from_type(str), VALUES.map(str), st.integers().map(str)),
+)
+def test_no_setting_ends_in_anything_but_a_run_or_a_config_error(
+    recipe: Write, sdxl: str, path: str, value: str
+) -> None:
+    with suppress(ConfigError):
+        assert resolve(Request(recipe(sdxl), None, (f"{path}={value}",))).recipe
+
+
+@ANY_SETTINGS
+@given(text=st.text("ab:-[]{}&*!|>'\"#%@`?,. \n\t~0", max_size=60), raw=st.binary(max_size=40))
+def test_no_file_ends_in_anything_but_data_or_a_config_error(
+    here: Path, text: str, raw: bytes
+) -> None:
+    for content in (text.encode(), raw):
+        (here / "f.yaml").write_bytes(content)
+        with suppress(ConfigError):
+            assert isinstance(read_file(here / "f.yaml", "f.yaml").values, dict)

@@ -1,0 +1,136 @@
+"""The recipes and presets that come with the program, and the names the configuration knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from acmsao_cli.config.choices import parts
+from acmsao_cli.config.layers import Request, resolve
+from acmsao_cli.config.locate import shipped
+from acmsao_cli.config.preset import load_preset
+from acmsao_cli.config.recipe import FAMILIES
+from acmsao_cli.config.rules import FORMATS_OF_METHODS
+from acmsao_cli.config.schema import METHODS, json_schema, outline
+from acmsao_cli.config.suggest import ALIASES, closest_key
+
+RECIPES = [file.name for file in shipped("recipe")]
+PRESETS = [file.name for file in shipped("preset")]
+
+
+def test_the_shelf_holds_what_the_documentation_promises() -> None:
+    names = ["llm-full", "llm-lora", "quickstart", "quickstart-llm", "sdxl-full", "sdxl-lora"]
+    assert sorted(RECIPES) == names
+    assert PRESETS == ["16gb", "24gb", "80gb", "cpu"]
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_valid_under_every_preset(recipe: str, preset: str | None) -> None:
+    config = resolve(Request(recipe, preset))
+    assert config.name == recipe
+    assert config.preset == preset
+    assert config.recipe.about
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_leave_to_presets_what_presets_decide(recipe: str, preset: str) -> None:
+    layers = {
+        path: origin.layer for path, origin in resolve(Request(recipe, preset)).origins.items()
+    }
+    alone = {path for path, origin in resolve(Request(recipe)).origins.items() if origin.place}
+    family, method = FAMILY_AND_METHOD[recipe]
+    parts_of_preset = load_preset(next(p for p in shipped("preset") if p.name == preset))
+    decided = {
+        path
+        for part in parts_of_preset.parts_for(family, method)
+        for path in part.places
+        if path in layers
+    }
+    assert decided
+    assert not decided & alone
+    assert {layers[path] for path in decided} == {"preset"}
+
+
+FAMILY_AND_METHOD = {
+    name: (resolve(Request(name)).recipe.model.family, resolve(Request(name)).recipe.method.kind)
+    for name in RECIPES
+}
+
+
+@pytest.mark.parametrize("preset", [p for p in PRESETS if p.endswith("gb")])
+def test_presets_of_a_gpu_bound_the_memory_below_its_size(preset: str) -> None:
+    budget = resolve(Request("sdxl-full", preset)).recipe.memory.budget_gb
+    assert budget is not None
+    assert budget < float(preset.removesuffix("gb"))
+
+
+def test_names_of_optimizer_parts_are_those_that_are_registered() -> None:
+    from acmsao_cli.optim import catalog
+
+    registries = {
+        "rule": catalog.rule,
+        "momentum": catalog.momenta,
+        "storage": catalog.storages,
+        "gradient_edit": catalog.gradient_edit,
+        "direction_edit": catalog.direction_edit,
+    }
+    registered = {kind: registry.parts for kind, registry in registries.items()}
+    assert {kind: set(names) for kind, names in parts().items()} == {
+        kind: set(names) for kind, names in registered.items()
+    }
+    for name, rule in registered["rule"].items():
+        assert parts()["rule"][name] == {field.name for field in dataclasses.fields(rule)}
+
+
+def test_a_schema_for_editors_knows_every_key_and_allows_no_other() -> None:
+    for family in FAMILIES:
+        schema = json_schema(family)
+        json.dumps(schema)
+        assert schema["additionalProperties"] is False
+        assert {"model", "method", "data"} == set(schema["required"])
+    both = json_schema()
+    assert {"SdxlRecipe", "CausalLmRecipe"} <= set(both["$defs"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_key_says_what_it_wants(family: str, method: str) -> None:
+    assert (family, method) in FORMATS_OF_METHODS
+    for path, leaf in outline(family, method).leaves.items():
+        assert leaf.wanted, path
+        assert leaf.description or path in ("model.family", "method.kind"), path
+
+
+def test_other_trainers_names_lead_to_keys_that_exist() -> None:
+    everywhere = {
+        key for family in FAMILIES for method in METHODS for key in outline(family, method).leaves
+    }
+    for name, meant in ALIASES.items():
+        assert set(meant) <= everywhere, name
+        assert closest_key(name, sorted(everywhere)) in everywhere
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_is_found_from_a_slip_of_the_pen(family: str) -> None:
+    leaves = outline(family, "lora").leaves
+    for path in leaves:
+        section, _, name = path.rpartition(".")
+        if len(name) < 4:
+            continue
+        swapped = name[:1] + name[2] + name[1] + name[3:]
+        typo = f"{section}.{swapped}" if section else swapped
+        if typo not in leaves:
+            assert closest_key(typo, leaves) == path
+
+
+def test_recipes_travel_inside_the_package_where_they_are_looked_for() -> None:
+    root = Path(__file__).resolve().parents[2]
+    build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    included = build["targets"]["wheel"]["force-include"]
+    assert included == {"recipes": "acmsao_cli/_recipes", "presets": "acmsao_cli/_presets"}
