@@ -51,3 +51,24 @@ def write_whole(file: Path, content: str | bytes) -> None:
         flushed(temporary)
         os.replace(temporary, file)
         flush_folder(file.parent)
+
+
+def publish(folder: Path) -> None:
+    """Make everything in `folder` durable, and readable as files of this user usually are.
+
+    The safetensors writers leave files that only their owner can read.
+    """
+    usual = 0o666 & ~current_umask()
+    with writing(folder):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(usual)
+                flushed(path)
+        flush_folder(folder)
+
+
+def current_umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

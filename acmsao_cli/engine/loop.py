@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmsao_cli.checkpoint.files import writing
+from acmsao_cli.checkpoint.files import publish, writing
 from acmsao_cli.checkpoint.store import CheckpointStore
 from acmsao_cli.data.base import ImageExample
 from acmsao_cli.engine.assemble import Run
@@ -146,6 +146,7 @@ def finish(
     with writing(folder.final):
         folder.final.mkdir(parents=True, exist_ok=True)
     exported = run.core.trainee.export(folder.final, training_facts(run, losses))
+    publish(folder.final)
     listener(Working("writing and checking the final files", 1, 1))
     summary = {
         "status": "finished",

@@ -17,11 +17,17 @@ from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.engine.step import Core, build_core, training_step
 from acmsao_cli.errors import DoesNotFitError
-from acmsao_cli.memory.tracer import StorageTracer, fused_attention_shapes
+from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Facts
+from acmsao_cli.optim.tracing import StorageTracer
 
-CATEGORIES = ("weights", "gradients", "optimizer", "activations")
+# What is neither weight, gradient nor state is an activation, or a temporary of the step.
+ACTIVATIONS = "activations"
+CATEGORIES = ("weights", "gradients", "optimizer", ACTIVATIONS)
+
+# The caching allocator of CUDA hands out multiples of this many bytes.
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def plan(config: RunConfig) -> MemoryPlan:
 
 def trace_steps(core: Core, recipe: Recipe) -> Mapping[str, int]:
     """Bytes by category at the peak of two training steps of `core`, wherever its tensors are."""
-    tracer = StorageTracer()
+    tracer = StorageTracer(BLOCK)
+    tracer.category = ACTIVATIONS
     for module in core.trainee.modules().values():
         tracer.claim(module.parameters(), "weights")
         tracer.claim(module.buffers(), "weights")

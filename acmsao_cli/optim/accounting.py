@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from acmsao_cli.optim.batches import Member, Stacking, matrix_shape, plan_batches
 from acmsao_cli.optim.optimizer import ComposedOptimizer
 from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.tracing import StorageTracer
 
 _META = torch.device("meta")
-
-
-class LiveBytes(TorchDispatchMode):
-    """While active, follows the storages that operations create; `peak` is their largest sum."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
-        self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run the operation; storages that its arguments do not already hold are new."""
-        before = {id(s) for s in _storages((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if id(storage) not in before | self._known:
-                self._follow(storage)
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
 
 def state_bytes(pipeline: Pipeline, shapes: Iterable[Sequence[int]]) -> int:
@@ -91,10 +51,6 @@ def workspace_bytes(
 def step_workspace(optimizer: ComposedOptimizer) -> int:
     """Take one step and return the peak bytes of its temporaries, on any device."""
     optimizer.allocate()
-    with LiveBytes() as bytes_seen:
+    with StorageTracer() as tracer:
         optimizer.step()
-    return int(bytes_seen.peak)
-
-
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return int(tracer.peak_bytes)

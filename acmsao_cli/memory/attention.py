@@ -1,0 +1,54 @@
+"""Attention on the meta device as the devices that train compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FlashShape(torch.autograd.Function):
+    """Attention as the fused kernels allocate it: the output and one number for each query.
+
+    On the meta device torch takes the plain path, which holds the whole score matrix; no device
+    that trains does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output's shape, (batch, heads, queries, width of a value)."""
+        batch, heads, length, _ = query.shape
+        width = value.shape[-1]
+        output = query.new_empty((batch, length, heads, width)).transpose(1, 2)
+        logsumexp = query.new_empty((batch, heads, length), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Gradients of the inputs' shapes."""
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def flash_shaped(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Stand-in for `scaled_dot_product_attention`; grouped keys are repeated as the kernels do."""
+    if key.shape[1] != query.shape[1]:
+        times = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+    result: Tensor = FlashShape.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return result
+
+
+@contextmanager
+def fused_attention_shapes() -> Iterator[None]:
+    """Within, attention allocates as fused kernels do."""
+    original: Callable[..., Tensor] = nn.functional.scaled_dot_product_attention
+    nn.functional.scaled_dot_product_attention = flash_shaped
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = original
