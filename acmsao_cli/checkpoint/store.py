@@ -85,8 +85,8 @@ class CheckpointStore:
         """The steps that have a checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
-        matches = (NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        found = (step_of(entry) for entry in self.folder.iterdir())
+        return sorted(step for step in found if step is not None)
 
     def prune(self) -> None:
         """Remove all but the newest `keep`."""
@@ -104,10 +104,17 @@ class CheckpointStore:
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint, verified; None if there is none. Raises CheckpointError."""
-        steps = self.steps()
-        return open_checkpoint(self.folder / f"step-{steps[-1]:08d}") if steps else None
+
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint's name tells; None for a name that is none."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder`, not yet verified."""
+    steps = CheckpointStore(folder, keep=1).steps()
+    return folder / f"step-{steps[-1]:08d}" if steps else None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -33,7 +33,7 @@ def describe_start(config: RunConfig, place: Place, made: MemoryPlan, num_exampl
         folder=place.folder.path,
         facts=facts,
         predicted_bytes=made.peak_bytes,
-        resumed_from=place.checkpoint.step if place.checkpoint else None,
+        resumed_from=place.step,
     )
 
 

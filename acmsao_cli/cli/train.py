@@ -15,7 +15,8 @@ from acmsao_cli.config.layers import Request, resolve
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
-    from acmsao_cli.engine.events import Listener
+    from acmsao_cli.engine.events import Listener, Started
+    from acmsao_cli.engine.folder import Place
 
 
 def train(
@@ -65,23 +66,20 @@ def listen(stack: ExitStack, json: bool) -> Listener:
 
 def rehearse(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Everything up to the loading of weights; nothing is written."""
-    from acmsao_cli.cli.describe import describe_start
     from acmsao_cli.data.reading import read, require
     from acmsao_cli.engine.events import Notice
     from acmsao_cli.engine.folder import choose_place
-    from acmsao_cli.memory.planner import plan, require_fit
 
-    place = choose_place(config.name, output, resume, config.recipe.checkpoint.keep)
-    examples = require(read(config.recipe.data))
-    made = plan(config)
-    listener(describe_start(config, place, made, len(examples)))
-    require_fit(made, config.recipe)
+    place = choose_place(config.name, output, resume)
+    reading = read(config.recipe.data)
+    examples = require(reading)
+    announce(config.with_data_format(reading.format), place, len(examples), listener)
     listener(Notice("dry run: nothing was loaded or written"))
 
 
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
-    """Plan, assemble, train; or say that it is already done."""
-    from acmsao_cli.cli.describe import describe_start
+    """Read, plan, assemble, train; or say that it is already done."""
+    from acmsao_cli.checkpoint.store import open_checkpoint
     from acmsao_cli.data.reading import read, require
     from acmsao_cli.engine.assemble import assemble, restore
     from acmsao_cli.engine.events import Finished, Notice
@@ -89,22 +87,32 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     from acmsao_cli.engine.loop import train as train_run
     from acmsao_cli.engine.report import write_recipe
     from acmsao_cli.engine.signals import stop_on_signal
-    from acmsao_cli.memory.planner import plan, require_fit
 
-    place = choose_place(config.name, output, resume, config.recipe.checkpoint.keep)
+    place = choose_place(config.name, output, resume)
     if place.finished:
         listener(Notice(f"already done: {place.folder.path}"))
         listener(Finished(place.folder.path, place.folder.summary() or {}))
         return
-    with stop_on_signal() as stop:
-        examples = require(read(config.recipe.data))
-        made = plan(config)
-        start = describe_start(config, place, made, len(examples))
-        listener(start)
-        require_fit(made, config.recipe)
-        with place.folder.locked():
-            write_recipe(config, place.folder.recipe, start.facts)
-            prepared = assemble(config, examples, listener)
-            if place.checkpoint:
-                restore(prepared, place.checkpoint, listener)
-            train_run(prepared, place.folder, stop, listener)
+    with stop_on_signal() as stop, place.folder.locked():
+        checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
+        reading = read(config.recipe.data)
+        examples = require(reading)
+        config = config.with_data_format(reading.format)
+        start = announce(config, place, len(examples), listener)
+        write_recipe(config, place.folder.recipe, start.facts)
+        prepared = assemble(config, examples, listener)
+        if checkpoint:
+            restore(prepared, checkpoint, listener)
+        train_run(prepared, place.folder, stop, listener)
+
+
+def announce(config: RunConfig, place: Place, num_examples: int, listener: Listener) -> Started:
+    """Plan the run's memory and say what is about to be done. Raises DoesNotFitError."""
+    from acmsao_cli.cli.describe import describe_start
+    from acmsao_cli.memory.planner import plan, require_fit
+
+    made = plan(config)
+    start = describe_start(config, place, made, num_examples)
+    listener(start)
+    require_fit(made, config.recipe)
+    return start

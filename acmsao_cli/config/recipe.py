@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
@@ -54,3 +54,15 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they would stand in a YAML file."""
         return self.recipe.model_dump(mode="json")
+
+    def with_data_format(self, found: str) -> RunConfig:
+        """The run with `data.format: auto` decided by what was found at the source."""
+        if self.recipe.data.format != "auto":
+            return self
+        data = self.recipe.data.model_copy(update={"format": found})
+        recipe = self.recipe.model_copy(update={"data": data})
+        return replace(
+            self,
+            recipe=recipe,
+            origins=self.origins | {"data.format": Origin("found", "by looking")},
+        )

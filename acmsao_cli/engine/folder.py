@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from acmsao_cli.checkpoint.files import write_whole, writing
-from acmsao_cli.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
+from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
 from acmsao_cli.errors import CheckpointError, ConfigError, RunLockedError
 
 RUNS = Path("runs")
@@ -96,19 +96,33 @@ class RunFolder:
             stream.truncate(0)
             stream.write(f"{os.getpid()}\n")
             stream.flush()
-            yield
+            try:
+                yield
+            finally:
+                self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        """Take the folder away again if nothing but the lock came into it."""
+        if os.listdir(self.path) == [LOCK]:
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to run, and whether from a checkpoint. `finished` means there is nothing left to do."""
+    """Where to run, and from which checkpoint. `finished` means there is nothing left to do."""
 
     folder: RunFolder
-    checkpoint: Checkpoint | None = None
+    checkpoint: Path | None = None
     finished: bool = False
 
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint, by its name."""
+        return step_of(self.checkpoint) if self.checkpoint else None
 
-def choose_place(name: str, output: Path | None, resume: str, keep: int) -> Place:
+
+def choose_place(name: str, output: Path | None, resume: str) -> Place:
     """The folder for a run of recipe `name` under --output and --resume.
 
     Without `output`: `auto` takes the newest unfinished runs/<name>-NNN, else the next number;
@@ -117,11 +131,11 @@ def choose_place(name: str, output: Path | None, resume: str, keep: int) -> Plac
     run or of a checkpoint.
     """
     if resume not in ("auto", "never"):
-        return place_at(Path(resume), output, keep)
+        return place_at(Path(resume), output)
     if output is None:
         newest = newest_run(name)
         if resume == "auto" and newest is not None and newest.summary() is None:
-            return Place(newest, CheckpointStore(newest.checkpoints, keep).newest())
+            return Place(newest, newest_checkpoint(newest.checkpoints))
         return Place(next_run(name))
     folder = RunFolder(output)
     if not folder.exists:
@@ -134,10 +148,10 @@ def choose_place(name: str, output: Path | None, resume: str, keep: int) -> Plac
         )
     if folder.summary() is not None:
         return Place(folder, finished=True)
-    return Place(folder, CheckpointStore(folder.checkpoints, keep).newest())
+    return Place(folder, newest_checkpoint(folder.checkpoints))
 
 
-def place_at(path: Path, output: Path | None, keep: int) -> Place:
+def place_at(path: Path, output: Path | None) -> Place:
     """The run that `path`, a run folder or one of its checkpoints, belongs to."""
     if not path.is_dir():
         raise CheckpointError(
@@ -145,6 +159,11 @@ def place_at(path: Path, output: Path | None, keep: int) -> Place:
             hint="--resume takes auto, never, a run folder, or one of its checkpoints",
         )
     is_run = RunFolder(path).exists
+    if not is_run and step_of(path) is None:
+        raise CheckpointError(
+            f"{path} is neither a run nor a checkpoint",
+            hint="name a run folder, or one like RUN/checkpoints/step-00000200",
+        )
     folder = RunFolder(path if is_run else path.parent.parent)
     if output is not None and output.resolve() != folder.path.resolve():
         raise ConfigError(
@@ -152,10 +171,10 @@ def place_at(path: Path, output: Path | None, keep: int) -> Place:
             hint="leave --output out: a resumed run goes on in its own folder",
         )
     if not is_run:
-        return Place(folder, open_checkpoint(path))
+        return Place(folder, path)
     if folder.summary() is not None:
         return Place(folder, finished=True)
-    checkpoint = CheckpointStore(folder.checkpoints, keep).newest()
+    checkpoint = newest_checkpoint(folder.checkpoints)
     if checkpoint is None:
         raise CheckpointError(
             f"{path} has no checkpoint yet", hint="start the run again with --resume auto"

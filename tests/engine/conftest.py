@@ -1,4 +1,4 @@
-"""A trainee small enough to follow by hand: a line through points, with dropout and two weights' shapes."""
+"""A trainee small enough to follow by hand: points, noise, dropout."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class ToyTrainee:
         return None
 
     def collate(self, items: Sequence[Any], draws: Sequence[Draw]) -> Batch:
-        inputs = torch.stack([x + 0.1 * d.normal("noise", (6,)) for (x, _), d in zip(items, draws)])
+        inputs = torch.stack(
+            [x + 0.1 * d.normal("noise", (6,)) for (x, _), d in zip(items, draws, strict=True)]
+        )
         targets = torch.stack([y for _, y in items])
         if self.poison_at is not None and any(d.ordinal == self.poison_at for d in draws):
             inputs = inputs * float("nan")
@@ -127,5 +129,3 @@ def make_config() -> Callable[..., RunConfig]:
 def make_run() -> Callable[..., Run]:
     """Builds toy runs."""
     return toy_run
-
-

@@ -30,54 +30,52 @@ def start(path: Path, step: int | None = None) -> RunFolder:
 
 
 def test_without_output_runs_are_numbered_and_an_unfinished_one_is_continued() -> None:
-    assert choose_place("quick", None, "auto", 2).folder.path == Path("runs/quick-001")
+    assert choose_place("quick", None, "auto").folder.path == Path("runs/quick-001")
     folder = start(Path("runs/quick-001"), step=4)
-    place = choose_place("quick", None, "auto", 2)
+    place = choose_place("quick", None, "auto")
     assert place.folder == folder
-    assert place.checkpoint is not None
-    assert place.checkpoint.step == 4
-    assert choose_place("quick", None, "never", 2).folder.path == Path("runs/quick-002")
-    assert choose_place("quick-llm", None, "auto", 2).folder.path == Path("runs/quick-llm-001")
+    assert place.step == 4
+    assert choose_place("quick", None, "never").folder.path == Path("runs/quick-002")
+    assert choose_place("quick-llm", None, "auto").folder.path == Path("runs/quick-llm-001")
     folder.finish({"status": "finished"})
-    place = choose_place("quick", None, "auto", 2)
+    place = choose_place("quick", None, "auto")
     assert place.folder.path == Path("runs/quick-002")
     assert not place.finished
 
 
 def test_with_output_a_finished_run_is_already_done() -> None:
     out = Path("out")
-    assert not choose_place("quick", out, "auto", 2).finished
+    assert not choose_place("quick", out, "auto").finished
     folder = start(out, step=3)
-    place = choose_place("quick", out, "auto", 2)
-    assert place.checkpoint is not None
+    place = choose_place("quick", out, "auto")
+    assert place.step == 3
     with pytest.raises(ConfigError, match="already holds a run"):
-        choose_place("quick", out, "never", 2)
+        choose_place("quick", out, "never")
     folder.finish({"status": "finished"})
-    assert choose_place("quick", out, "auto", 2).finished
+    assert choose_place("quick", out, "auto").finished
 
 
 def test_a_folder_that_is_not_a_run_is_refused() -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("words")
     with pytest.raises(ConfigError, match="not a run folder"):
-        choose_place("quick", Path("mine"), "auto", 2)
+        choose_place("quick", Path("mine"), "auto")
     with pytest.raises(ConfigError, match="not a run folder"):
-        choose_place("quick", Path("mine/thesis.txt"), "auto", 2)
+        choose_place("quick", Path("mine/thesis.txt"), "auto")
 
 
 def test_resume_takes_a_run_or_one_of_its_checkpoints() -> None:
     folder = start(Path("out"), step=3)
     CheckpointStore(folder.checkpoints, 2).save(6, {"weights": {"w": torch.ones(1)}}, {})
-    place = choose_place("quick", None, "out", 2)
-    assert (place.folder, place.checkpoint and place.checkpoint.step) == (folder, 6)
-    place = choose_place("quick", None, "out/checkpoints/step-00000003", 2)
+    place = choose_place("quick", None, "out")
+    assert (place.folder, place.step) == (folder, 6)
+    place = choose_place("quick", None, "out/checkpoints/step-00000003")
     assert place.folder.path.resolve() == Path("out").resolve()
-    assert place.checkpoint is not None
-    assert place.checkpoint.step == 3
+    assert place.step == 3
     with pytest.raises(CheckpointError, match="no such folder"):
-        choose_place("quick", None, "nowhere", 2)
+        choose_place("quick", None, "nowhere")
     with pytest.raises(ConfigError, match="is not the run"):
-        choose_place("quick", Path("elsewhere"), "out", 2)
+        choose_place("quick", Path("elsewhere"), "out")
 
 
 def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path) -> None:
@@ -99,3 +97,10 @@ def test_a_folder_is_held_by_one_process_and_let_go_when_it_dies(tmp_path: Path)
         process.kill()
     with folder.locked():
         pass
+
+
+def test_a_folder_that_nothing_came_into_is_taken_away(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError), folder.locked():
+        raise ConfigError("the model does not exist")
+    assert not folder.path.exists()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from acmsao_cli.engine.assemble import restore
 from acmsao_cli.engine.events import Event, StepDone
 from acmsao_cli.engine.folder import RunFolder
@@ -26,6 +26,12 @@ def ignore(event: Event) -> None:
 
 def weights(run: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in run.parameters.items()}
+
+
+def newest(folder: RunFolder) -> Checkpoint:
+    path = newest_checkpoint(folder.checkpoints)
+    assert path is not None
+    return open_checkpoint(path)
 
 
 def stop_after(step: int, stop: Stop) -> Any:
@@ -57,8 +63,7 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(
         train(make_run(config, dtype), folder, stop, stop_after(5, stop))
     assert error.value.exit_code == 143
     resumed = make_run(config, dtype)
-    checkpoint = CheckpointStore(folder.checkpoints, 2).newest()
-    assert checkpoint is not None
+    checkpoint = newest(folder)
     assert checkpoint.step == 5
     restore(resumed, checkpoint, ignore)
     train(resumed, folder, Stop(), ignore)
@@ -77,7 +82,12 @@ def test_a_finished_run_leaves_what_the_documentation_says(tmp_path: Path, make_
     folder = RunFolder(tmp_path)
     train(make_run(), folder, Stop(), ignore)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert {"metrics.jsonl", "loss.png", "samples/before-after.md", "final/toy.safetensors"} <= names
+    assert {
+        "metrics.jsonl",
+        "loss.png",
+        "samples/before-after.md",
+        "final/toy.safetensors",
+    } <= names
     assert "summary.json" in names
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
         "step-00000006",
@@ -97,8 +107,7 @@ def test_metrics_behind_the_checkpoint_are_cut_on_resume(
     with folder.metrics.open("a") as stream:
         stream.write(json.dumps({"step": 5, "loss": 1.0}) + "\n" + '{"step": 6, "lo')
     run = make_run()
-    checkpoint = CheckpointStore(folder.checkpoints, 2).newest()
-    assert checkpoint is not None
+    checkpoint = newest(folder)
     restore(run, checkpoint, ignore)
     train(run, folder, Stop(), ignore)
     assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, 9))
@@ -121,8 +130,7 @@ def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
     folder, stop = RunFolder(tmp_path), Stop()
     with pytest.raises(StoppedError):
         train(make_run(), folder, stop, stop_after(4, stop))
-    checkpoint = CheckpointStore(folder.checkpoints, 2).newest()
-    assert checkpoint is not None
+    checkpoint = newest(folder)
     with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.05 in the run, 0\.01 now"):
         restore(make_run(make_config(optimizer={"lr": 0.01})), checkpoint, ignore)
     notices: list[Event] = []
