@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from acmsao_cli.config.reading import read_file
 from acmsao_cli.errors import ConfigError, OutputError
 
 Destination = Annotated[
-    Path, typer.Argument(metavar="DEST", help="File to write, or a folder to write into.")
+    str, typer.Argument(metavar="DEST", help="File to write, or a folder to write into.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite DEST if it exists.")]
 
@@ -25,20 +24,18 @@ def text_of(kind: Kind, name: str) -> str:
     return located.path.read_text(encoding="utf-8-sig")
 
 
-def copy_file(kind: Kind, name: str, destination: Path, *, force: bool) -> Path:
+def copy_file(kind: Kind, name: str, destination: str, *, force: bool) -> Path:
     """Write a named file's text to a path or into a folder; return where it is now."""
     text = text_of(kind, name)
-    target = destination
-    if destination.is_dir() or str(destination).endswith(os.sep):
-        target = destination / locate(kind, name).path.name
+    target = Path(destination)
+    if target.is_dir() or destination.endswith("/"):
+        target /= locate(kind, name).path.name
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists already", hint="choose another name, or add --force")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "w" if force else "x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"{target} exists already", hint="choose another name, or add --force"
-        ) from error
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from error
     return target
