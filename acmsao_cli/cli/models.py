@@ -14,10 +14,11 @@ app = typer.Typer(help="Model families and the models shipped inside.", no_args_
 
 
 class Layout(StrEnum):
-    """How an SDXL model lies on disk."""
+    """How a model lies on disk."""
 
     diffusers = "diffusers"
     single_file = "single-file"
+    transformers = "transformers"
 
 
 @app.command("list")
@@ -37,13 +38,13 @@ def export(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="builtin:NAME, a path or hub id.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.")],
     layout: Annotated[
-        Layout, typer.Option("--format", help="A diffusers folder, or one .safetensors file.")
-    ] = Layout.diffusers,
-    force: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
+        Layout | None,
+        typer.Option("--format", help="SDXL: a diffusers folder, or one .safetensors file."),
+    ] = None,
 ) -> None:
     """Write a model out as files other programs load."""
     quiet_libraries()
-    from acmsao_cli.models.export import export_model
+    from acmsao_cli.models.copying import export_model
 
-    for path in export_model(source, directory, layout.value, force=force):
+    for path in export_model(source, directory, layout.value if layout else None):
         typer.echo(path)
