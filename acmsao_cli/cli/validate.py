@@ -15,7 +15,7 @@ def validate(
     settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check keys, types and combinations of a recipe without loading anything."""
+    """Check a recipe without loading anything."""
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     if json:
         origins = {path: str(origin) for path, origin in config.origins.items()}

@@ -118,6 +118,9 @@ def _path(loc: tuple[int | str, ...], known: Outline) -> str:
 def _wrong_value(path: str, value: Any, place: str, known: Outline) -> Problem:
     leaf = known.leaves[path]
     message = f"`{path}` must be {leaf.wanted}; found {describe(value)}"
+    if place.startswith("--set") and leaf.wanted.startswith("a text") and value is not None:
+        hint = f"quote it within the shell's quotes: --set '{path}=\"{place.partition('=')[2]}\"'"
+        return Problem(message, place, hint)
     return Problem(message, place, hint=_remedy(leaf, value))
 
 

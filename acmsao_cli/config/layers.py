@@ -22,6 +22,8 @@ from acmsao_cli.errors import ConfigError
 
 BUILTIN = "builtin:"
 SETTING = re.compile(r"\w+(?:\.\w+)*")
+COMMENT = re.compile(r"(?:^|\s)#")
+QUOTES = ("'", '"', "[")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ def read_setting(text: str) -> Layer:
     if not equals or not SETTING.fullmatch(key):
         raise ConfigError(
             f"--set takes key=value, found `{text}`", hint="for example --set optimizer.lr=1e-4"
+        )
+    if COMMENT.search(value) and not value.lstrip().startswith(QUOTES):
+        raise ConfigError(
+            f"`#` would start a comment in {place}",
+            hint=f"quote it within the shell's quotes: --set '{key}=\"{value}\"'",
         )
     values = read_value(value, place)
     if isinstance(values, dict):

@@ -171,6 +171,12 @@ REFUSED_SETTINGS = {
     "whole section": (("optimizer={lr: 1}",), "`optimizer` cannot be a section", "optimizer.lr="),
     "broken value": (("about=[a",), "not valid YAML in --set about=[a", "quote"),
     "value with a colon": (("about=a: b",), "`about` cannot be a section", "quotes"),
+    "comment": (("about=a # b",), "`#` would start a comment", "--set 'about=\"a # b\"'"),
+    "number for a text": (
+        ("data.source=2024",),
+        "`data.source` must be a text that is not empty; found 2024",
+        "--set 'data.source=\"2024\"'",
+    ),
     "section emptied": (("optimizer=null",), "`optimizer` is a section and takes keys", ""),
     "key in a value": (("optimizer.lr.x=1",), "`optimizer.lr` must be", ""),
     "unknown method": (("method.kind=lorra",), "`method.kind` must be lora or full", "`lora`"),

@@ -129,6 +129,17 @@ def test_every_key_is_found_from_a_slip_of_the_pen(family: str) -> None:
             assert closest_key(typo, leaves) == path
 
 
+def test_an_install_finds_them_within_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acmsao_cli" / "_recipes").mkdir(parents=True)
+    (tmp_path / "acmsao_cli" / "_recipes" / "mine.yaml").touch()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "foreign.yaml").touch()
+    monkeypatch.setattr("acmsao_cli.config.locate.PACKAGE", tmp_path / "acmsao_cli")
+    assert [file.name for file in shipped("recipe")] == ["mine"]
+
+
 def test_recipes_travel_inside_the_package_where_they_are_looked_for() -> None:
     root = Path(__file__).resolve().parents[2]
     build = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
