@@ -10,7 +10,6 @@ from acmsao_cli.cli.console import print_json, print_table
 from acmsao_cli.cli.options import JsonOption
 from acmsao_cli.cli.shelf import Destination, ForceOption, copy_file, text_of
 from acmsao_cli.config.locate import locate, shipped
-from acmsao_cli.config.preset import load_preset
 
 app = typer.Typer(help="Settings that make a run fit: list, show, copy.", no_args_is_help=True)
 
@@ -22,6 +21,8 @@ PresetArgument = Annotated[
 @app.command("list")
 def list_presets(json: JsonOption = False) -> None:
     """Name the presets and say which machine each is for."""
+    from acmsao_cli.config.preset import load_preset
+
     found = [load_preset(file) for file in shipped("preset")]
     if json:
         print_json([{"name": preset.name, "about": preset.about} for preset in found])
@@ -32,6 +33,8 @@ def list_presets(json: JsonOption = False) -> None:
 @app.command()
 def show(preset: PresetArgument) -> None:
     """Print a preset as it is written."""
+    from acmsao_cli.config.preset import load_preset
+
     load_preset(locate("preset", preset))
     print(text_of("preset", preset), end="")
 

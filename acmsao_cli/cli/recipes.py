@@ -9,9 +9,7 @@ import typer
 from acmsao_cli.cli.console import print_json, print_table
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.shelf import Destination, ForceOption, copy_file, text_of
-from acmsao_cli.config.layers import Request, resolve
 from acmsao_cli.config.locate import shipped
-from acmsao_cli.config.writing import to_yaml
 from acmsao_cli.errors import ConfigError
 
 app = typer.Typer(help="Trainings that come with acmsao: list, show, copy.", no_args_is_help=True)
@@ -20,6 +18,8 @@ app = typer.Typer(help="Trainings that come with acmsao: list, show, copy.", no_
 @app.command("list")
 def list_recipes(json: JsonOption = False) -> None:
     """Name the recipes and say what each is for."""
+    from acmsao_cli.config.layers import Request, resolve
+
     found = [(file.name, resolve(Request(file.name)).recipe) for file in shipped("recipe")]
     if json:
         print_json(
@@ -47,6 +47,9 @@ def show(
     settings: SetOption = None,
 ) -> None:
     """Print a recipe as it is written, or --resolved."""
+    from acmsao_cli.config.layers import Request, resolve
+    from acmsao_cli.config.writing import to_yaml
+
     if resolved:
         print(to_yaml(resolve(Request(recipe, preset, tuple(settings or ())))), end="")
         return

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from acmsao_cli.config.schema import json_schema
-
 
 class Family(StrEnum):
     """The families that have a schema."""
@@ -24,4 +22,6 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON schema of a recipe, for editors."""
+    from acmsao_cli.config.schema import json_schema
+
     print(json.dumps(json_schema(family), indent=2))

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from acmsao_cli.config.locate import Kind, locate
-from acmsao_cli.config.reading import read_file
 from acmsao_cli.errors import ConfigError, OutputError
 
 Destination = Annotated[
@@ -19,6 +18,8 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite DEST if it
 
 def text_of(kind: Kind, name: str) -> str:
     """Return a file as it stands, comments and all."""
+    from acmsao_cli.config.reading import read_file
+
     located = locate(kind, name)
     read_file(located.path, located.shown)  # is it one that can be read at all?
     return located.path.read_text(encoding="utf-8-sig")

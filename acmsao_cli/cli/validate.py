@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from acmsao_cli.cli.console import print_json, print_table
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
-from acmsao_cli.config.layers import Request, resolve
-from acmsao_cli.config.recipe import Recipe
-from acmsao_cli.config.sections import Lora
+
+if TYPE_CHECKING:
+    from acmsao_cli.config.recipe import Recipe
 
 
 def validate(
@@ -16,6 +18,8 @@ def validate(
     json: JsonOption = False,
 ) -> None:
     """Check a recipe without loading anything."""
+    from acmsao_cli.config.layers import Request, resolve
+
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     if json:
         origins = {path: str(origin) for path, origin in config.origins.items()}
@@ -35,6 +39,8 @@ def validate(
 
 def summary(recipe: Recipe) -> list[tuple[str, str]]:
     """Return what decides a run, in a few words each."""
+    from acmsao_cli.config.sections import Lora
+
     optimizer, training = recipe.optimizer, recipe.training
     method = f"lora of rank {recipe.method.rank}" if isinstance(recipe.method, Lora) else "full"
     length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"

@@ -14,8 +14,8 @@ import pytest
 
 import acmsao_cli
 from acmsao_cli import __version__, errors
-from acmsao_cli.cli import validate
 from acmsao_cli.cli.console import safe
+from acmsao_cli.config import layers
 from acmsao_cli.errors import AcmsaoError, DoesNotFitError, StoppedError
 
 Acmsao = Callable[..., Any]
@@ -55,7 +55,7 @@ def all_errors(root: type[AcmsaoError] = AcmsaoError) -> Iterator[type[AcmsaoErr
 def test_every_error_ends_with_its_own_exit_code(
     acmsao: Acmsao, monkeypatch: pytest.MonkeyPatch, kind: type[AcmsaoError]
 ) -> None:
-    monkeypatch.setattr(validate, "resolve", raising(kind("it broke", hint="mend it")))
+    monkeypatch.setattr(layers, "resolve", raising(kind("it broke", hint="mend it")))
     outcome = acmsao("validate", "quickstart")
     assert outcome.code == kind.exit_code
     assert outcome.err == "error: it broke\n  help: mend it\n"
@@ -72,7 +72,7 @@ def test_a_stopped_run_ends_with_the_signals_code(
     acmsao: Acmsao, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (2, 15):
-        monkeypatch.setattr(validate, "resolve", raising(StoppedError(number, "stopped")))
+        monkeypatch.setattr(layers, "resolve", raising(StoppedError(number, "stopped")))
         assert acmsao("validate", "quickstart").code == 128 + number
 
 
@@ -81,7 +81,7 @@ def test_long_errors_keep_their_lines(acmsao: Acmsao, monkeypatch: pytest.Monkey
         "this run needs 20.1 GB; preset 16gb allows 15.2 GB\n  weights 5.1   gradients 5.1",
         hint="any one of these fits\n--set training.batch_size=1   saves 3.0 GB",
     )
-    monkeypatch.setattr(validate, "resolve", raising(error))
+    monkeypatch.setattr(layers, "resolve", raising(error))
     assert acmsao("validate", "quickstart").err == (
         "error: this run needs 20.1 GB; preset 16gb allows 15.2 GB\n"
         "  weights 5.1   gradients 5.1\n"
@@ -104,7 +104,7 @@ def test_with_json_an_error_is_also_a_line_for_programs(
 def test_a_fault_leaves_a_report_and_no_traceback(
     acmsao: Acmsao, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(validate, "resolve", raising(ZeroDivisionError("nothing to share")))
+    monkeypatch.setattr(layers, "resolve", raising(ZeroDivisionError("nothing to share")))
     outcome = acmsao("validate", "quickstart")
     assert outcome.code == 1
     (report,) = tmp_path.glob("acmsao-fault-*.txt")
@@ -123,7 +123,7 @@ def test_where_nothing_can_be_written_a_report_goes_among_temporary_files(
 ) -> None:
     spare = tmp_path / "spare"
     spare.mkdir()
-    monkeypatch.setattr(validate, "resolve", raising(ZeroDivisionError()))
+    monkeypatch.setattr(layers, "resolve", raising(ZeroDivisionError()))
     monkeypatch.setattr("acmsao_cli.cli.fault.Path.cwd", lambda: tmp_path / "gone")
     monkeypatch.setattr("tempfile.tempdir", str(spare))
     assert acmsao("validate", "quickstart").code == 1
@@ -133,7 +133,7 @@ def test_where_nothing_can_be_written_a_report_goes_among_temporary_files(
 def test_an_interrupted_command_says_nothing(
     acmsao: Acmsao, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validate, "resolve", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(layers, "resolve", raising(KeyboardInterrupt()))
     outcome = acmsao("validate", "quickstart")
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
 
