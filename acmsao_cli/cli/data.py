@@ -8,7 +8,6 @@ import typer
 
 from acmsao_cli.cli.options import PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
-from acmsao_cli.config.layers import Request, resolve
 from acmsao_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ def check(
 
     Exit code 3 if a training on this data would be refused.
     """
+    from acmsao_cli.config.layers import Request, resolve
+
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     quiet_libraries()
     from acmsao_cli.data.check import summarise

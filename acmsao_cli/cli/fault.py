@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -12,9 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from acmsao_cli import __version__
-
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "pydantic", "typer")
+from acmsao_cli.versions import versions
 
 
 def write_report(error: BaseException, argv: Sequence[str]) -> Path | None:
@@ -24,8 +21,8 @@ def write_report(error: BaseException, argv: Sequence[str]) -> Path | None:
     """
     text = "\n".join(
         [
-            f"acmsao {__version__}, python {platform.python_version()}, {platform.platform()}",
-            *(f"{name} {_version(name)}" for name in LIBRARIES),
+            *(f"{name} {version}" for name, version in versions().items()),
+            platform.platform(),
             f"command: acmsao {shlex.join(argv)}",
             "",
             *traceback.format_exception(error),
@@ -41,10 +38,3 @@ def write_report(error: BaseException, argv: Sequence[str]) -> Path | None:
         except OSError:
             continue
     return None
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "is not installed"

@@ -11,7 +11,6 @@ import typer
 
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
-from acmsao_cli.config.layers import Request, resolve
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
@@ -37,6 +36,8 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Train a model as RECIPE says."""
+    from acmsao_cli.config.layers import Request, resolve
+
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     quiet_libraries()
     with ExitStack() as stack:

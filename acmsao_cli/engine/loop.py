@@ -17,13 +17,14 @@ from acmsao_cli.data.base import ImageExample
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
-from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to, versions
+from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to
 from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
 from acmsao_cli.engine.schedule import lr_factor
 from acmsao_cli.engine.signals import Stop
 from acmsao_cli.engine.step import training_step
 from acmsao_cli.errors import DivergedError, StoppedError
 from acmsao_cli.models.base import Exported, Sample, TrainingFacts
+from acmsao_cli.versions import versions
 
 
 def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ from acmsao_cli import __version__
 from acmsao_cli.checkpoint.files import write_whole, writing
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.config.writing import to_yaml
-
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
 class MetricsFile:
@@ -100,22 +96,6 @@ def write_recipe(config: RunConfig, path: Path, facts: Mapping[str, str]) -> Non
     lines = [f"# run of `{config.name}`; acmsao {__version__}"]
     lines += [f"# {key}: {value}" for key, value in facts.items()]
     write_whole(path, "\n".join(lines) + "\n" + to_yaml(config))
-
-
-def versions() -> dict[str, str]:
-    """The versions a result depends on."""
-    found = {"acmsao": __version__, "python": platform.python_version()}
-    for library in LIBRARIES:
-        found[library] = installed_version(library)
-    return found
-
-
-def installed_version(library: str) -> str:
-    """The version of an installed distribution, or `missing`."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def human_bytes(count: float) -> str:

@@ -19,7 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
 # Each may import those before it.
 ORDER = (
-    *("builtin", "errors", "config", "optim", "data", "models"),
+    *("builtin", "errors", "versions", "config", "optim", "data", "models"),
     *("checkpoint", "engine", "memory", "bench", "cli"),
 )
 # Beyond the order: the optimizer could be a package of its own.
