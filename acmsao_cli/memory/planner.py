@@ -50,7 +50,7 @@ class MemoryPlan:
 
 
 def plan(config: RunConfig) -> MemoryPlan:
-    """Trace two steps of the run: the first allocates optimizer state, the second has all of it."""
+    """Trace a step of the run as it is from the second on, when all optimizer state exists."""
     recipe = config.recipe
     family = catalog.family(recipe.model.family)
     facts = family.facts(recipe)
@@ -59,20 +59,22 @@ def plan(config: RunConfig) -> MemoryPlan:
     with torch.random.fork_rng(devices=[]):
         trainee = family.open(recipe, torch.device("meta"), dtype)
         core = build_core(recipe, trainee)
-        peak = trace_steps(core, recipe)
+        peak = trace_step(core, recipe)
     trained = sum(p.numel() for group in core.optimizer.param_groups for p in group["params"])
     return MemoryPlan(
         {name: peak.get(name, 0) for name in CATEGORIES}, trained, facts, device, dtype
     )
 
 
-def trace_steps(core: Core, recipe: Recipe) -> Mapping[str, int]:
-    """Bytes by category at the peak of two training steps of `core`, wherever its tensors are."""
+def trace_step(core: Core, recipe: Recipe) -> Mapping[str, int]:
+    """Bytes by category at the peak of a training step of `core`, wherever its tensors are."""
     tracer = StorageTracer(BLOCK)
     tracer.category = ACTIVATIONS
     for module in core.trainee.modules().values():
         tracer.claim(module.parameters(), "weights")
         tracer.claim(module.buffers(), "weights")
+    core.optimizer.allocate()
+    tracer.claim(core.optimizer.state_tensors().values(), "optimizer")
     handles = [
         parameter.register_hook(lambda gradient: tracer.claim([gradient], "gradients"))
         for parameter in trained_parameters(core)
@@ -80,16 +82,10 @@ def trace_steps(core: Core, recipe: Recipe) -> Mapping[str, int]:
     training = recipe.training
     try:
         with fused_attention_shapes(), tracer:
-            for step in range(2):
-                batches = [
-                    core.trainee.meta_batch(training.batch_size)
-                    for _ in range(training.accumulation)
-                ]
-                training_step(
-                    core, batches, first_micro_batch=step * training.accumulation, lr_factor=1.0
-                )
-                tracer.claim(core.optimizer.state_tensors().values(), "optimizer")
-                del batches
+            batches = [
+                core.trainee.meta_batch(training.batch_size) for _ in range(training.accumulation)
+            ]
+            training_step(core, batches, first_micro_batch=0, lr_factor=1.0)
     finally:
         for handle in handles:
             handle.remove()
