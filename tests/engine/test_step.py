@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_the_schedule_rises_then_never_rises_again(kind: Any) -> None:
     schedule = ScheduleSection(kind=kind, warmup_steps=4)
     factors = [lr_factor(schedule, step, 20) for step in range(20)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert all(a >= b for a, b in zip(factors[3:], factors[4:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[3:]))
     assert factors[-1] > 0
     if kind != "constant":
         assert lr_factor(schedule, 20, 20) == pytest.approx(0)
