@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-
-from acmsao_cli.optim import ComposedOptimizer, Pipeline, Stacking, accounting
-from tests.optim.harness import (
+from optim.harness import (
     DTYPES,
     NUM_STEPS,
     Model,
@@ -17,6 +15,8 @@ from tests.optim.harness import (
     run,
     sums,
 )
+
+from acmsao_cli.optim import ComposedOptimizer, Pipeline, Stacking, accounting
 
 PIPELINES = list(every_pipeline())
 every = pytest.mark.parametrize("pipeline", PIPELINES, ids=str)

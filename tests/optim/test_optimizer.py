@@ -4,11 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim import ComposedOptimizer, Stacking, build_pipeline
-from tests.optim.harness import (
+from optim.harness import (
     Model,
     assert_same_bits,
     backward,
@@ -17,6 +13,10 @@ from tests.optim.harness import (
     make,
     run,
 )
+from safetensors.torch import load_file, save_file
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim import ComposedOptimizer, Stacking, build_pipeline
 
 
 def grouped(model: Model, pipeline=None, **options) -> ComposedOptimizer:

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from reference import adamw as adamw_paper
+from reference import edits as edits_paper
+from reference.lion import lion as lion_paper
 
 from acmsao_cli.optim import ComposedOptimizer, Pipeline, build_pipeline
 from acmsao_cli.optim.edits.direction import cautious
 from acmsao_cli.optim.edits.gradient import RmsClip, orthograd
 from acmsao_cli.optim.rules.base import Context
-from tests.reference import adamw as adamw_paper
-from tests.reference import edits as edits_paper
-from tests.reference.lion import lion as lion_paper
 
 SHAPES = [(5, 7), (9,), (), (4, 3, 3, 3)]
 

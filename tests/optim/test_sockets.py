@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from optim.harness import assert_same_bits, everything, make, run, sums
 from torch import Tensor
 
 from acmsao_cli.optim import Pipeline, build_pipeline
 from acmsao_cli.optim.rules.base import Cells, Context, Rule
 from acmsao_cli.optim.slots import Role, Slot
 from acmsao_cli.optim.storage.policy import build_storage, storage
-from tests.optim.harness import assert_same_bits, everything, make, run, sums
 
 
 @dataclass(frozen=True)
