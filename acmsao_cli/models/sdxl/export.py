@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
 from acmsao_cli.errors import ConfigError
@@ -22,7 +23,7 @@ from acmsao_cli.models.sdxl.metadata import (
     network_fields,
     training_fields,
 )
-from acmsao_cli.models.sdxl.peft_file import METADATA_KEY, adapted, peft_metadata, peft_weights
+from acmsao_cli.models.sdxl.peft_file import METADATA_KEY, peft_metadata, peft_weights
 from acmsao_cli.models.sdxl.single_file import write_single_file
 from acmsao_cli.models.sdxl.verify import (
     check_folder,
@@ -80,49 +81,61 @@ def _kohya(work: Work, directory: Path) -> Exported:
     path = directory / f"{work.facts.name}.safetensors"
     method, weights = work.recipe.method, kohya_weights(work.parts)
     assert isinstance(method, SdxlLora)
-    dtype = work.dtype(torch.float32)
     metadata: dict[str, str] = {}
     if work.recipe.output.metadata:
         metadata = _described(work, ORIGINAL_LAYOUT)
         metadata |= network_fields(method, _alpha(work.parts))
-    write_safetensors(path, {name: entry(one, dtype) for name, one in weights.items()}, metadata)
-    error = check_tensors(path, weights, dtype)
-    users, obstacle = "ComfyUI, A1111, Forge", _obstacle(work)
-    if obstacle is None:
-        error = max(error, check_lora_in_diffusers(path, work.parts, dtype))
-    words = f"{users}, diffusers" if obstacle is None else f"{users}; not diffusers, {obstacle}"
-    return Exported(path, "kohya", words, error)
-
-
-def _alpha(parts: Components) -> float:
-    return next(effective_alpha(layer) for _, layer in adapted_layers(parts.unet))
-
-
-def _obstacle(work: Work) -> str | None:
-    """Why diffusers cannot read the adapters from a kohya file, if it cannot."""
-    method = work.recipe.method
-    assert isinstance(method, SdxlLora)
-    if method.dora:
-        return "which leaves out DoRA's magnitudes there"
-    names = [name for name, _ in adapted_layers(work.parts.text_encoder)]
-    if names and not any(name.endswith("out_proj") for name in names):
-        return "which expects an adapter on the text encoders' out_proj there"
-    return None
+    obstacle = "it leaves out DoRA's magnitudes there" if method.dora else None
+    obstacle = obstacle or _text_obstacle(work.parts, ("out_proj",))
+    error = _write_lora(work, path, weights, metadata, in_diffusers=obstacle is None)
+    return Exported(path, "kohya", _users("ComfyUI, A1111, Forge", obstacle), error)
 
 
 def _peft(work: Work, directory: Path) -> Exported:
     path = directory / f"{work.facts.name}-peft.safetensors"
-    weights, dtype = peft_weights(work.parts), work.dtype(torch.float32)
     metadata = {"format": "pt", METADATA_KEY: peft_metadata(work.parts)}
     if work.recipe.output.metadata:
         metadata |= _described(work, "diffusers")
+    weights = peft_weights(work.parts)
+    obstacle = _text_obstacle(work.parts, ("q_proj", "k_proj", "v_proj", "out_proj"))
+    error = _write_lora(work, path, weights, metadata, in_diffusers=obstacle is None)
+    method = work.recipe.method
+    assert isinstance(method, SdxlLora)
+    if obstacle is None and method.dora and method.text_encoders:
+        obstacle = "it leaves out DoRA's magnitudes on the text encoders"
+    return Exported(path, "peft", _users("peft", obstacle), error)
+
+
+def _write_lora(
+    work: Work,
+    path: Path,
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    in_diffusers: bool,
+) -> float:
+    """Write, load back, and give the largest difference."""
+    dtype = work.dtype(torch.float32)
     write_safetensors(path, {name: entry(one, dtype) for name, one in weights.items()}, metadata)
     error = check_tensors(path, weights, dtype)
-    error = max(error, check_lora_in_diffusers(path, work.parts, dtype))
-    method = work.recipe.method
-    whole = not (isinstance(method, SdxlLora) and method.dora and len(adapted(work.parts)) > 1)
-    words = "" if whole else " (but for DoRA on the text encoders, which diffusers leaves out)"
-    return Exported(path, "peft", f"diffusers, peft{words}", error)
+    if in_diffusers:
+        error = max(error, check_lora_in_diffusers(path, work.parts, dtype))
+    return error
+
+
+def _users(known: str, obstacle: str | None) -> str:
+    return f"{known}, diffusers" if obstacle is None else f"{known}; not diffusers: {obstacle}"
+
+
+def _text_obstacle(parts: Components, needed: tuple[str, ...]) -> str | None:
+    """diffusers tells a text encoder's adapters by those on some of its attention layers."""
+    names = [name for name, _ in adapted_layers(parts.text_encoder)]
+    if not names or any(name.endswith(needed) for name in names):
+        return None
+    return f"it needs an adapter on the text encoders' {' or '.join(needed)} there"
+
+
+def _alpha(parts: Components) -> float:
+    return next(effective_alpha(layer) for _, layer in adapted_layers(parts.unet))
 
 
 def _folder(work: Work, directory: Path) -> Exported:

@@ -24,6 +24,7 @@ from acmsao_cli.models.sdxl.components import (
     Components,
     Config,
     check_fit,
+    check_layers,
     library_class,
 )
 
@@ -92,6 +93,7 @@ def _component_config(path: Path, component: str) -> Config:
     """A component's configuration; a text encoder's with the library's defaults filled in."""
     file = path / component / "config.json"
     config = read_json(file)
+    check_layers(config, file)
     if component in TEXT_ENCODERS:
         try:
             filled: Config = CLIPTextConfig(**config).to_dict()

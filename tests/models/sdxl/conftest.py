@@ -1,4 +1,4 @@
-"""A micro SDXL: half a million weights, and still every path that the real one has."""
+"""A micro SDXL: a third of a million weights, and still every path that the real one has."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Widths:
     """What distinguishes one micro SDXL from another."""
 
     unet: tuple[int, ...] = (8, 16, 32)
-    transformers: tuple[int, ...] = (1, 1, 2)
+    transformers: tuple[int, ...] = (1, 1, 1)
     text: tuple[int, int] = (16, 24)
     projection: int = 24
     vae: tuple[int, ...] = (8, 8, 8, 8)
@@ -55,6 +55,7 @@ class Widths:
     prediction: str = "epsilon"
     force_zeros: bool = True
     heads: tuple[int, ...] = (1, 2, 4)
+    layers: int = 1
 
 
 def micro_tokenizer(pad: str | None = None) -> CLIPTokenizer:
@@ -103,7 +104,7 @@ def micro_pipeline(widths: Widths = Widths(), seed: int = 0) -> StableDiffusionX
         unet = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=widths.unet,
-            layers_per_block=2,
+            layers_per_block=widths.layers,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=list(widths.transformers),
