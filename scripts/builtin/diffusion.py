@@ -13,16 +13,25 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from clock import Clock
 from text import END, START, clip_tokenizers
 from vae import SIDE, to_tensor
-from world import Scene, View, caption, random_scene, random_view, render
+from world import PALETTE, PLACES, SHAPES, SIZES, Scene, View, caption, random_scene, random_view, render
 
 BATCH = 16
 PEAK_RATE = 1e-3
 ZERO_CAPTIONS = 0.1
-EMA_DECAY = 0.998
-BANK = 6144
+EMA_DECAY = 0.995
+BANK = 4096
 VOCABULARY = 768
 WIDTH_1, WIDTH_2, POOLED = 64, 96, 96
 TIME_WIDTH = 32
+WORD_STEPS = 250
+WORDS = 40
+ATTRIBUTES = {
+    "shape": list(SHAPES),
+    "colour": list(PALETTE),
+    "ground": list(PALETTE),
+    "size": list(SIZES),
+    "place": list(PLACES),
+}
 
 
 class Denoiser(nn.Module):
@@ -153,7 +162,7 @@ class Trainer:
         ids = (_tokens(self.tokenizers[0], captions, self.device), _tokens(self.tokenizers[1], captions, self.device))
         latents = bank.latents[rows]
         # Colours and places are settled where noise is strong: those steps come a little more often.
-        steps = (1000 * torch.rand(BATCH, device=self.device) ** 0.75).long().clamp_(max=999)
+        steps = (1000 * torch.rand(BATCH, device=self.device) ** 0.6).long().clamp_(max=999)
         share = self.signal[steps][:, None, None, None]
         noise = torch.randn_like(latents)
         noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
@@ -193,6 +202,37 @@ def new_trainer(seed: int, device: str) -> Trainer:
     return Trainer(tokenizers, model, ema, optimizer, signal, device)
 
 
+def teach_words(model: Denoiser, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], seed: int, steps: int) -> float:
+    """Warm-start the text encoders: throwaway heads read a scene's attributes off the embeddings. The last loss.
+
+    The diffusion loss teaches words too, but only after the UNet listens; this lets both start at once.
+    """
+    device, random = str(next(model.parameters()).device), Random(seed)
+    heads = nn.ModuleDict(
+        {name: nn.Linear(POOLED + WIDTH_1 + WIDTH_2, len(values)) for name, values in ATTRIBUTES.items()}
+    ).to(device)
+    encoders = [*model.text_encoder.parameters(), *model.text_encoder_2.parameters()]
+    optimizer = torch.optim.AdamW([*encoders, *heads.parameters()], lr=PEAK_RATE, weight_decay=1e-3)
+    for step in range(steps):
+        scenes = [random_scene(random) for _ in range(2 * BATCH)]
+        captions = [caption(scene, random) for scene in scenes]
+        # Later tokens cannot change earlier states: short rows teach the same as padded ones.
+        ids_1, ids_2 = (_tokens(tokenizer, captions, device)[:, :WORDS] for tokenizer in tokenizers)
+        states, pooled = model.encode(ids_1, ids_2)
+        ends = (ids_1 == tokenizers[0].eos_token_id).int().argmax(1)
+        read = torch.cat([pooled, states[torch.arange(len(ends)), ends]], dim=-1)
+        truths = {
+            name: torch.tensor([values.index(getattr(scene, name)) for scene in scenes], device=device)
+            for name, values in ATTRIBUTES.items()
+        }
+        loss = sum(nn.functional.cross_entropy(head(read), truths[name]) for name, head in heads.items())
+        optimizer.param_groups[0]["lr"] = PEAK_RATE * min(1.0, (step + 1) / 20)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
 def save_progress(trainer: Trainer, seconds: float, path: Path) -> None:
     """Write all that a later call needs to go on; whole or not at all."""
     fresh = path.with_suffix(".new")
@@ -220,6 +260,8 @@ def train_denoiser(vae: AutoencoderKL, minutes: float, seed: int, device: str, w
     clock = Clock(minutes, worked_before=load_progress(trainer, saved))
     if clock.share == 1:
         return trainer, clock.worked_before
+    if trainer.step == 0:
+        teach_words(trainer.model, trainer.tokenizers, seed, WORD_STEPS)
     bank = encode_bank(vae, seed + trainer.step, BANK, device)
     random, snapshot_at, losses = Random(f"{seed}/{trainer.step}"), clock.seconds + 60, []
     while clock.share < 1:

@@ -92,55 +92,60 @@ def every_fact() -> list[Fact]:
     ]
 
 
-# Ways to ask, by kind. The last of each is never trained on: it measures whether questions are understood.
+# Ways to ask, by kind. The last of each is never trained on: it measures whether questions are understood. The other
+# kinds ask in its words, so what is new is the question, not its vocabulary.
 WAYS: dict[str, list[str]] = {
     "colour": [
         "What colour is {s}?", "Which colour is {s}?", "Tell me the colour of {s}.", "What is the colour of {s}?",
-        "Do you know what colour {s} is?", "What colour does {s} have?", "{S}: what colour is it?",
-        "Can you tell me which colour {s} is?",
+        "What colour does {s} have?", "{S}: what colour is it?", "Can you tell me which colour {s} is?",
+        "Do you know what colour {s} is?",
     ],
     "sound": [
         "What does {a} say?", "What sound does {a} make?", "Which sound does {a} make?", "How does {a} sound?",
-        "Tell me what {a} says.", "What is the sound of {a}?", "Can you tell me what sound {a} makes?",
+        "What is the sound of {a}?", "Can you tell me what sound {a} makes?", "Do you know what {a} says?",
+        "Tell me what {a} says.",
     ],
     "home": [
-        "Where does {a} live?", "Where is the home of {a}?", "Tell me where {a} lives.", "Where can I find {a}?",
-        "Do you know where {a} lives?", "Can you tell me where {a} lives?",
+        "Where does {a} live?", "Tell me where {a} lives.", "Where can I find {a}?", "Do you know where {a} lives?",
+        "Where is the home of {a}?", "Can you tell me where {a} lives?",
     ],
     "opposite": [
         "What is the opposite of {s}?", "Tell me the opposite of {s}.", "Which word is the opposite of {s}?",
-        "What is the reverse of {s}?", "Do you know the opposite of {s}?", "Can you tell me the opposite of {s}?",
+        "What is the reverse of {s}?", "Can you tell me the opposite of {s}?", "Do you know the opposite of {s}?",
     ],
     "baby": [
-        "What is a baby {s} called?", "What do you call a baby {s}?", "Tell me the name of a baby {s}.",
-        "What is the name of a baby {s}?", "Can you tell me what a baby {s} is called?",
+        "What is a baby {s} called?", "What do you call a baby {s}?", "What is the name of a baby {s}?",
+        "Can you tell me what a baby {s} is called?", "Do you know the name of a baby {s}?",
+        "Tell me the name of a baby {s}.",
     ],
     "food": [
-        "What does {a} eat?", "What does {a} like to eat?", "Tell me what {a} eats.", "Which food does {a} like?",
-        "What is the food of {a}?", "Can you tell me what {a} likes to eat?",
+        "What does {a} eat?", "What does {a} like to eat?", "Which food does {a} like?", "What is the food of {a}?",
+        "Can you tell me what {a} likes to eat?", "Do you know what {a} eats?", "Tell me what {a} eats.",
     ],
     "sides": [
         "How many sides does a {s} have?", "How many sides are in a {s}?", "Tell me how many sides a {s} has.",
-        "A {s} has how many sides?", "Can you tell me how many sides a {s} has?",
+        "A {s} has how many sides?", "Do you know how many sides a {s} has?",
+        "Can you tell me how many sides a {s} has?",
     ],
     "legs": [
         "How many legs does {a} have?", "Tell me how many legs {a} has.", "{A} has how many legs?",
-        "Do you know how many legs {a} has?", "Can you tell me how many legs {a} has?",
+        "Can you tell me how many legs {a} has?", "Do you know how many legs {a} has?",
     ],
     "day after": [
         "What day comes after {s}?", "Which day comes after {s}?", "What is the day after {s}?",
-        "Tell me the day after {s}.", "Which day follows {s}?", "Can you tell me which day comes after {s}?",
+        "Which day follows {s}?", "Can you tell me which day comes after {s}?", "Tell me the day after {s}.",
     ],
     "day before": [
-        "What day comes before {s}?", "Which day comes before {s}?", "What is the day before {s}?",
-        "Tell me the day before {s}.", "Can you tell me which day comes before {s}?",
+        "What day comes before {s}?", "What is the day before {s}?", "Tell me the day before {s}.",
+        "Can you tell me which day comes before {s}?", "Which day comes before {s}?",
     ],
     "number after": [
-        "What number comes after {s}?", "Which number comes after {s}?", "Tell me the number after {s}.",
-        "What comes after {s}?", "Can you tell me which number comes after {s}?",
+        "What number comes after {s}?", "Which number comes after {s}?", "What comes after {s}?",
+        "Can you tell me which number comes after {s}?", "Tell me the number after {s}.",
     ],
     "sum": [
-        "What is {s}?", "How much is {s}?", "Tell me what {s} is.", "{S} is how much?", "Can you tell me how much {s} is?",
+        "What is {s}?", "How much is {s}?", "Tell me what {s} is.", "{S} is how much?", "Do you know what {s} is?",
+        "Can you tell me how much {s} is?",
     ],
 }  # fmt: skip
 
