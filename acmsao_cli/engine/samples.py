@@ -97,7 +97,8 @@ def comparison_grid(stages: Mapping[str, Sequence[Sample]]) -> Image.Image:
     for column, prompt in enumerate(prompts):
         left = LABEL_WIDTH + MARGIN + column * (TILE + MARGIN)
         text = wrapped(prompt, caption, TILE)
-        draw.multiline_text((left + TILE // 2, height - CAPTION_HEIGHT), text, INK, caption, "ma")
+        place = (left + TILE // 2, height - CAPTION_HEIGHT)
+        draw.multiline_text(place, text, INK, caption, "ma", align="center")
     return sheet
 
 
