@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,14 @@ class Header:
     def num_parameters(self) -> int:
         """Elements of all tensors."""
         return sum(tensor.num_elements for tensor in self.tensors.values())
+
+    def main_dtype(self, prefix: str = "") -> str:
+        """The dtype of most elements among the tensors whose names begin with `prefix`."""
+        elements: Counter[str] = Counter()
+        for name, tensor in self.tensors.items():
+            if name.startswith(prefix):
+                elements[tensor.dtype] += tensor.num_elements
+        return elements.most_common(1)[0][0]
 
 
 def read_header(path: Path) -> Header:

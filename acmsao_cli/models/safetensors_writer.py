@@ -29,6 +29,7 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 # Stands in metadata for the SHA-256 of all weights, in hex, which is known only at the end.
 HASH = "0" * 64
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from acmsao_cli.errors import OutputError
 from acmsao_cli.models.locate import BUILTIN_PREFIX
 from acmsao_cli.models.sdxl.components import CLASSES
 from acmsao_cli.models.sdxl.folder import write_folder
@@ -22,29 +24,40 @@ Layout = Literal["diffusers", "single-file"]
 def export_model(
     source: str, directory: Path, layout: Layout = "diffusers", revision: str | None = None
 ) -> list[Path]:
-    """Write the model `source` into `directory`, in fp32, and load it back.
+    """Write the model `source` into `directory`, in its own dtypes, and load it back.
 
     A diffusers folder becomes `directory` itself; a single file lies in it. Raises ModelError for
-    a source that cannot be read, OutputError for what cannot be written or does not come back.
+    a source that cannot be read, OutputError for what is there already, cannot be written, or does
+    not come back.
     """
     located, found = find(source, revision)
     prediction = prediction_of(found.settings.scheduler, located.path)
-    parts = open_parts(found, torch.device("cpu"), torch.float32, prediction)
-    dtypes = dict.fromkeys(CLASSES, torch.float32)
+    name = source.removeprefix(BUILTIN_PREFIX) if source.startswith(BUILTIN_PREFIX) else ""
+    file = directory / f"{name or located.path.stem}.safetensors"
+    _check_free(directory if layout == "diffusers" else file)
+    dtypes = {component: found.stored_dtype(component) for component in CLASSES}
+    widest = functools.reduce(torch.promote_types, dtypes.values())
+    parts = open_parts(found, torch.device("cpu"), widest, prediction)
     if layout == "diffusers":
         with staged(directory) as stage:
             write_folder(parts, stage, dtypes)
             check_folder(stage, parts, dtypes)
         return [directory]
-    name = source.removeprefix(BUILTIN_PREFIX) if source.startswith(BUILTIN_PREFIX) else ""
-    path = directory / f"{name or located.path.stem}.safetensors"
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": ARCHITECTURE,
         "modelspec.implementation": ORIGINAL_LAYOUT,
-        "modelspec.title": path.stem,
+        "modelspec.title": file.stem,
         "modelspec.prediction_type": SPEC_PREDICTIONS[prediction],
     }
-    write_single_file(parts, path, dtypes, metadata)
-    check_single_file(path, parts, dtypes)
-    return [path]
+    write_single_file(parts, file, dtypes, metadata)
+    check_single_file(file, parts, dtypes)
+    return [file]
+
+
+def _check_free(path: Path) -> None:
+    """Nothing that is there is ever overwritten; an empty folder is nothing."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise OutputError(f"{path} is there already", hint="name another place, or remove it")

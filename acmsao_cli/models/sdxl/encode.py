@@ -16,6 +16,7 @@ from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import ImageExample
 from acmsao_cli.data.images import fit
 from acmsao_cli.data.randomness import Draw
+from acmsao_cli.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,14 @@ def encode_picture(vae: AutoencoderKL, example: ImageExample, data: ImageData) -
     """
     fitted = fit(example.open(), data.resolution, data.buckets, data.bucket_step)
     views = [fitted.image, ImageOps.mirror(fitted.image)] if data.flip else [fitted.image]
+    orientations = tuple(posterior(vae, view) for view in views)
+    if not all(bool(one.mean.isfinite().all()) for one in orientations):
+        raise ModelError(
+            f"the VAE makes numbers that are not finite of {example.place}",
+            hint="its weights are damaged, or the picture is not what it seems",
+        )
     return Item(
-        tuple(posterior(vae, view) for view in views),
+        orientations,
         (*fitted.original_size, *fitted.crop, *fitted.target_size),
         example.caption,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +11,7 @@ from acmsao_cli.config.sdxl import SdxlRecipe
 from acmsao_cli.data.base import Example, ImageExample
 from acmsao_cli.data.images import geometry
 from acmsao_cli.errors import ConfigError
-from acmsao_cli.models.base import Facts
+from acmsao_cli.models.base import Facts, ModelFamily
 from acmsao_cli.models.sdxl.components import (
     TEXT_ENCODERS,
     Prediction,
@@ -21,14 +20,14 @@ from acmsao_cli.models.sdxl.components import (
 from acmsao_cli.models.sdxl.export import export_formats
 from acmsao_cli.models.sdxl.loss import diffusion
 from acmsao_cli.models.sdxl.source import Source, find, open_parts, prediction_of
+from acmsao_cli.models.sdxl.text import count_tokens
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
 
 
-@dataclass(frozen=True)
 class SdxlFamily:
     """See `models.base.ModelFamily`."""
 
-    name: str = "sdxl"
+    name = "sdxl"
 
     def facts(self, recipe: Recipe) -> Facts:
         """Sizes, prediction type and what had to be assumed, from configurations and headers."""
@@ -56,18 +55,22 @@ class SdxlFamily:
         return SdxlTrainee(recipe, parts, tables, device, dtype)
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
-        """The picture's way to its bucket, and its caption."""
+        """The picture's way to its bucket, and its caption, with what the tokenizer cuts off."""
         assert isinstance(recipe, SdxlRecipe)
         data = recipe.data
+        tokenizer = find(recipe.model.source, recipe.model.revision)[1].settings.tokenizer
         for example in examples:
             assert isinstance(example, ImageExample)
             image = example.open()
             plan = geometry(
                 image.height, image.width, data.resolution, data.buckets, data.bucket_step
             )
+            length, most = count_tokens(tokenizer, example.caption), tokenizer.model_max_length
+            cut = f"\n  cut to {most} of its {length} tokens" if length > most else ""
+            height, width = plan.target
             yield (
-                f"{example.place}: {image.width} x {image.height} -> "
-                f"{plan.target[1]} x {plan.target[0]} (kept {plan.kept:.0%})\n  {example.caption}"
+                f"{example.place}: {image.width} x {image.height} -> {width} x {height} "
+                f"(kept {plan.kept:.0%})\n  {example.caption}{cut}"
             )
 
 
@@ -109,4 +112,4 @@ def check_recipe(recipe: SdxlRecipe, source: Source) -> None:
             )
 
 
-FAMILY = SdxlFamily()
+FAMILY: ModelFamily = SdxlFamily()

@@ -13,7 +13,7 @@ from acmsao_cli.errors import ModelError
 from acmsao_cli.models.locate import weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import read_header
-from acmsao_cli.models.safetensors_writer import entry, write_safetensors
+from acmsao_cli.models.safetensors_writer import DTYPES, entry, write_safetensors
 from acmsao_cli.models.sdxl.components import CLASSES, TEXT_ENCODERS, Components
 from acmsao_cli.models.sdxl.layout import clip_name
 from acmsao_cli.models.sdxl.settings import INDEX, Settings, read_settings, write_settings
@@ -56,6 +56,11 @@ class FolderSource:
             component: sum(read_header(file).num_parameters for file in self._files(component)[0])
             for component in CLASSES
         }
+
+    def stored_dtype(self, component: str) -> torch.dtype:
+        """That of most of a component's weights."""
+        name = read_header(self._files(component)[0][0]).main_dtype()
+        return DTYPES.get(name, torch.float32)
 
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A component through its library's own loader, which casts tensor by tensor."""

@@ -33,6 +33,8 @@ def visiting(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
                 module.to(home)
                 for part, training in mode.items():
                     part.training = training
+            if cuda:
+                torch.cuda.empty_cache()  # what the visit needed would count against the training
 
 
 def draw_samples(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acmsao_cli.errors import ModelError
 from acmsao_cli.models.safetensors_header import Header, read_header
-from acmsao_cli.models.safetensors_writer import Entry, entry, write_safetensors
+from acmsao_cli.models.safetensors_writer import DTYPES, Entry, entry, write_safetensors
 from acmsao_cli.models.sdxl.clip_tokenizer import clip_tokenizers
 from acmsao_cli.models.sdxl.components import (
     CLASSES,
@@ -61,6 +61,10 @@ class SingleFileSource:
             component: sum(parameter.numel() for parameter in module.parameters())
             for component, module in self._modules.items()
         }
+
+    def stored_dtype(self, component: str) -> torch.dtype:
+        """That of most of a component's weights."""
+        return DTYPES.get(self._header.main_dtype(PREFIXES[component]), torch.float32)
 
     @torch.no_grad()
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -34,6 +34,9 @@ class Source(Protocol):
     def num_parameters(self) -> dict[str, int]:
         """Weights by component, from the files' headers."""
 
+    def stored_dtype(self, component: str) -> torch.dtype:
+        """That of most of a component's weights."""
+
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A component with its weights, cast tensor by tensor."""
 

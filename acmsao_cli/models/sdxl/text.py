@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from acmsao_cli.models.quiet import quiet_libraries
+
 
 class TextCondition(NamedTuple):
     """`embeds` [n, tokens, width of both encoders], `pooled` [n, width of the projection]."""
@@ -28,6 +30,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> Te
     )
     ids: Tensor = encoded.input_ids
     return ids
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, caption: str) -> int:
+    """How long the caption is before it is cut, start and end marks included."""
+    with quiet_libraries():
+        return len(tokenizer(caption).input_ids)
 
 
 def condition(first: nn.Module, second: nn.Module, ids: Tensor, ids_2: Tensor) -> TextCondition:

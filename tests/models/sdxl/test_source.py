@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from acmsao_cli.errors import ConfigError, ModelError
+from acmsao_cli.errors import ConfigError, ModelError, OutputError
+from acmsao_cli.models.safetensors_header import read_header
 from acmsao_cli.models.sdxl.clip_tokenizer import clip_tokenizers
 from acmsao_cli.models.sdxl.components import CLASSES, empty_component
 from acmsao_cli.models.sdxl.convert import export_model
@@ -394,9 +396,38 @@ def test_weights_in_memory_do_not_change_with_the_file(copy: Path, recipe_for: R
         assert torch.equal(one, before[name])
 
 
-def test_the_preview_shows_size_and_caption(recipe_for: RecipeFor, tmp_path: Path) -> None:
-    lines = list(FAMILY.preview(recipe_for(tmp_path, data={"buckets": False}), examples()[2:]))
-    assert lines == ["c.png: 160 x 80 -> 64 x 64 (kept 50%)\n  blue round"]
+def test_the_preview_shows_size_and_caption_and_what_is_cut(
+    recipe_for: RecipeFor, micro: Path
+) -> None:
+    recipe, example = recipe_for(micro, data={"buckets": False}), examples()[2]
+    long = replace(example, caption="red " * 80)
+    first, second = FAMILY.preview(recipe, [example, long])
+    assert first == "c.png: 160 x 80 -> 64 x 64 (kept 50%)\n  blue round"
+    assert second.endswith("cut to 77 of its 82 tokens")
+
+
+def test_an_export_overwrites_nothing(micro: Path, copy: Path) -> None:
+    with pytest.raises(OutputError, match="there already"):
+        export_model(str(micro), copy)
+    assert (copy / "unet" / "config.json").is_file()
+
+
+def test_an_export_keeps_the_dtypes_it_finds(copy: Path, tmp_path: Path) -> None:
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: one.bfloat16() for name, one in load_file(file).items()}, file)
+    (single,) = export_model(str(copy), tmp_path / "out", "single-file")
+    tensors = read_header(single).tensors
+    assert tensors["model.diffusion_model.out.2.bias"].dtype == "BF16"
+    assert tensors["first_stage_model.decoder.conv_in.bias"].dtype == "F32"
+
+
+def test_a_picture_that_the_vae_cannot_encode_is_named(copy: Path, recipe_for: RecipeFor) -> None:
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.bias"].fill_(float("nan"))
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"a\.png"):
+        open_it(recipe_for(copy)).encode(examples()[:1])
 
 
 def test_other_widths_open_on_every_device_alike(
