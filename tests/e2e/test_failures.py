@@ -1,0 +1,110 @@
+"""Each way to fail has its exit code, one clear line, and leaves nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acmsao_cli.engine.folder import RunFolder
+
+
+def refused(outcome: Any, code: int, *words: str) -> None:
+    """The outcome is an error of this code that says these words, without a traceback."""
+    assert outcome.code == code, outcome.err
+    assert "error: " in outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+def test_a_recipe_that_does_not_exist(acmsao: Any) -> None:
+    refused(acmsao("train", "quikstart"), 2, "did you mean `quickstart`")
+    refused(acmsao("train", "missing.yaml"), 2, "missing.yaml")
+
+
+def test_a_model_that_does_not_exist_leaves_no_run(acmsao: Any, lm: Path) -> None:
+    refused(acmsao("train", str(lm), "-s", "model.source=./nowhere"), 3, "nowhere")
+    refused(acmsao("train", str(lm), "-s", "model.source=no-such/model"), 3, "no-such/model")
+    assert not list(Path("runs").glob("*"))
+
+
+def test_pickled_weights_are_refused_unopened(acmsao: Any, lm: Path, shelf: Path) -> None:
+    folder = Path("pickled")
+    folder.mkdir()
+    for file in (shelf / "lm").glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+    refused(acmsao("train", str(lm), "-s", "model.source=./pickled"), 3, "pickle")
+    assert not Path("canary").exists()
+
+
+def test_data_that_cannot_be_read(acmsao: Any, sdxl: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"")
+    (broken / "a.txt").write_text("a picture")
+    refused(acmsao("train", str(sdxl), "-s", "data.source=./broken"), 3, "a.png")
+    refused(acmsao("train", str(sdxl), "-s", "data.source=./nowhere"), 3, "nowhere")
+
+
+def test_a_batch_larger_than_the_data(acmsao: Any, lm: Path) -> None:
+    refused(acmsao("train", str(lm), "-s", "training.batch_size=64"), 3, "training.batch_size=10")
+
+
+def test_a_folder_in_use(acmsao: Any, lm: Path) -> None:
+    with RunFolder(Path("out")).locked():
+        refused(acmsao("train", str(lm), "-o", "out"), 4, f"process {os.getpid()}")
+
+
+def test_a_damaged_checkpoint_and_a_changed_recipe(acmsao: Any, lm: Path) -> None:
+    assert acmsao("train", str(lm), "-o", "out").code == 0
+    Path("out/summary.json").unlink()
+    refused(acmsao("train", str(lm), "-o", "out", "-s", "optimizer.lr=0.1"), 5, "optimizer.lr")
+    refused(acmsao("train", str(lm), "-o", "out", "-s", "training.steps=3"), 5, "past the 3")
+    weights = Path("out/checkpoints/step-00000006/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    refused(acmsao("train", str(lm), "-o", "out"), 5, "bytes, not")
+    older = acmsao("train", str(lm), "--resume", "out/checkpoints/step-00000004")
+    assert older.code == 0, older.err
+
+
+def test_a_place_that_cannot_be_written(acmsao: Any, lm: Path) -> None:
+    Path("file").write_text("in the way")
+    refused(acmsao("train", str(lm), "-o", "file/run"), 6, "cannot write")
+
+
+def test_a_run_that_diverges_names_the_last_good_checkpoint(
+    acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = acmsao(
+        *("train", str(lm), "-s", "optimizer.lr=1e30", "-s", "training.clip_norm=null"),
+        *("-s", "checkpoint.every=1", "--json"),
+    )
+    refused(outcome, 7, "not finite", "checkpoint")
+    last = json.loads(outcome.out.splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("error", 7)
+
+
+def test_a_run_that_does_not_fit_says_what_would_help(acmsao: Any, lm: Path) -> None:
+    outcome = acmsao("train", str(lm), "-s", "memory.budget_gb=0.0001")
+    refused(outcome, 8, "weights", "--set optimizer.storage=factored")
+    assert not list(Path("runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "training.device=cuda:7",
+        "method.rank=four",
+        "training.steps=0",
+        "optimizer.name=adamx",
+        "optimizer.lr=-1",
+        "samples.prompts=nothing",
+    ],
+)
+def test_settings_that_cannot_be_honoured(acmsao: Any, sdxl: Path, setting: str) -> None:
+    refused(acmsao("train", str(sdxl), "-s", setting), 2, setting.partition("=")[0])
