@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from micro.sdxl import RecipeFor, Widths
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +27,6 @@ from acmsao_cli.models.sdxl.family import FAMILY
 from acmsao_cli.models.sdxl.kohya import kohya_weights
 from acmsao_cli.models.sdxl.layout import places
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
-from tests.models.sdxl.conftest import RecipeFor, Widths
 
 CPU = torch.device("cpu")
 FACTS = TrainingFacts(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from micro.sdxl import RecipeFor, Widths
 
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.family import FAMILY
-from tests.models.sdxl.conftest import RecipeFor, Widths
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from micro.sdxl import RecipeFor, Widths, examples
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +23,6 @@ from acmsao_cli.models.sdxl.convert import export_model
 from acmsao_cli.models.sdxl.family import FAMILY
 from acmsao_cli.models.sdxl.layout import places
 from acmsao_cli.models.sdxl.shapes import derive_configs
-from tests.models.sdxl.conftest import RecipeFor, Widths, examples
 
 CPU = torch.device("cpu")
 

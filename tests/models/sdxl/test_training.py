@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.training_utils import compute_snr
+from micro.sdxl import RecipeFor, Widths, examples
 from torch import Tensor
 
 from acmsao_cli.config.sdxl import SdxlRecipe
@@ -21,7 +22,6 @@ from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.encode import pixels
 from acmsao_cli.models.sdxl.family import FAMILY
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
-from tests.models.sdxl.conftest import RecipeFor, Widths, examples
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 METHODS: list[dict[str, Any]] = [
