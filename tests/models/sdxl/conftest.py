@@ -1,4 +1,4 @@
-"""Fixtures of a micro SDXL: a third of a million weights, and still every path that the real one has."""
+"""Fixtures of a micro SDXL, which has every path that the real one has."""
 
 from __future__ import annotations
 
