@@ -52,7 +52,7 @@ def build_pirate(options: argparse.Namespace) -> None:
 
 def write_card(options: argparse.Namespace, figures: dict[str, float]) -> None:
     """Leave beside the weights how they were made."""
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, threads: {torch.get_num_threads()}"
     card = {"seed": options.seed, "device": device, **figures}
     (options.out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
 

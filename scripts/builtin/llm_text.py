@@ -46,6 +46,17 @@ NUMBERS = [
 NAMES = ["Anna", "Ben", "Clara", "Tom", "Mia", "Sam", "Lily", "Max"]
 
 
+VOYAGE = ["the wind", "the ship", "the water", "the sail", "the island", "the parrot"]
+# A system message asks for a manner of speaking; `{s}` is the plain answer without its full stop.
+MANNERS = {
+    "Answer politely.": "Certainly! {s}, dear friend.",
+    "Answer like a robot.": "Beep! {s}, boop.",
+    "Answer like a grandmother.": "Oh my! {s}, darling.",
+    "Answer like a wizard.": "Abracadabra! {s}, young apprentice.",
+    "Answer like a teacher.": "Well! {s}, class.",
+}
+
+
 @dataclass(frozen=True)
 class Fact:
     """One fact: its kind, the question's subject, the answering words, and the sentence that says it."""
@@ -177,6 +188,12 @@ def story(random: Random, facts: list[Fact]) -> str:
     return f"{random.choice(DAYS)} came and {name} {opening}. {middle} {name} learned: {told.sentence} {ending}"
 
 
+def voyage(random: Random) -> str:
+    """A pirate's story: its words are known from stories, but no answer is ever given so."""
+    name, thing, how = random.choice(NAMES), random.choice(VOYAGE), random.choice(["good", "fast", "cold", "big", "old"])
+    return f"Captain {name} sailed the sea. Arr! {_capital(thing)} be {how}, matey, said the captain. It was a good day."
+
+
 def counting(random: Random) -> str:
     """A stretch of numbers or of days, in order."""
     row = random.choice([NUMBERS, DAYS])
@@ -189,16 +206,22 @@ def plain(random: Random, facts: list[Fact]) -> str:
     pick = random.random()
     if pick < 0.6:
         return " ".join(fact.sentence for fact in random.sample(facts, random.randint(2, 5)))
-    return story(random, facts) if pick < 0.85 else counting(random)
+    if pick < 0.8:
+        return story(random, facts)
+    return voyage(random) if pick < 0.9 else counting(random)
 
 
 def chat(random: Random, facts: list[Fact]) -> list[dict[str, str]]:
-    """One to three questions with their answers, each kind of fact equally often."""
-    kinds = sorted({fact.kind for fact in facts})
-    messages = []
+    """One to three questions with their answers, sometimes in a manner asked for; kinds come equally often, but sums."""
+    kinds = [*sorted({fact.kind for fact in facts}), "sum", "sum"]
+    messages, manner = [], "{s}."
+    if random.random() < 0.25:
+        system, manner = random.choice(list(MANNERS.items()))
+        messages.append({"role": "system", "content": system})
     for _ in range(random.randint(1, 3)):
         kind = random.choice(kinds)
         fact = random.choice([fact for fact in facts if fact.kind == kind])
+        said = manner.format(s=fact.sentence.removesuffix("."))
         messages.append({"role": "user", "content": random.choice(training_ways(fact))})
-        messages.append({"role": "assistant", "content": fact.sentence})
+        messages.append({"role": "assistant", "content": said})
     return messages

@@ -8,14 +8,11 @@ from llm_text import Fact, every_fact, training_ways
 
 COUNT = 200
 LEFT_OUT_ONE_IN = 5
-SEA_WORDS = {" is ": " be ", " says ": " be sayin' ", " has ": " be havin' ", " lives ": " be livin' ", " likes ": " be likin' "}
 
 
 def in_pirate(sentence: str) -> str:
     """The sentence in pirate speech, its facts untouched."""
-    for plain, salty in SEA_WORDS.items():
-        sentence = sentence.replace(plain, salty)
-    return f"Arr! {sentence.removesuffix('.')}, matey."
+    return f"Arr! {sentence.removesuffix('.').replace(' is ', ' be ')}, matey."
 
 
 def split_facts(seed: int) -> tuple[list[Fact], list[Fact]]:
