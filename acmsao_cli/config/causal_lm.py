@@ -22,6 +22,9 @@ class CausalLmModel(ModelSection):
     """A transformers causal language model with its tokenizer."""
 
     family: Literal["causal_lm"]
+    quantize: Literal["none", "nf4"] = Field(
+        "none", description="nf4: a LoRA's frozen base in 4 bits, by bitsandbytes (QLoRA)"
+    )
 
 
 class TextData(DataSection):

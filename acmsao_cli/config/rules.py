@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
+from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.choices import parts
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.recipe import LAYERS, Origin, Recipe
@@ -101,6 +102,26 @@ def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
         )
     if len(set(formats)) < len(formats):
         yield Broken(("output.formats",), "`output.formats` names a format twice", "name each once")
+
+
+@holds
+def only_adapters_on_a_packed_base(recipe: Recipe) -> Iterator[Broken]:
+    """Weights in 4 bits cannot be stepped, nor does DoRA know their length."""
+    if not isinstance(recipe, CausalLmRecipe) or recipe.model.quantize == "none":
+        return
+    method = recipe.method
+    if not isinstance(method, Lora):
+        yield Broken(
+            ("model.quantize", "method.kind"),
+            "`model.quantize` keeps the weights in 4 bits, which method `full` would have to train",
+            "train a LoRA, --set method.kind=lora, or set model.quantize=none",
+        )
+    elif method.dora:
+        yield Broken(
+            ("model.quantize", "method.dora"),
+            "`method.dora` needs the length of weights that `model.quantize` packs",
+            "set one of the two back: method.dora=false, or model.quantize=none",
+        )
 
 
 @holds

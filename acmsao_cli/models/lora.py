@@ -108,6 +108,8 @@ def check_rank(method: Lora, layers: Iterable[nn.Module]) -> None:
 
 def _largest_rank(layer: nn.Module) -> int:
     assert isinstance(layer, ADAPTABLE)
+    if isinstance(layer, nn.Linear):  # the weight itself may be packed
+        return min(layer.in_features, layer.out_features)
     rows = layer.weight.shape[0]
     return min(rows, layer.weight.numel() // rows)
 

@@ -13,6 +13,7 @@ from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import Example
 from acmsao_cli.models.base import Facts
 from acmsao_cli.models.causal_lm import encode
+from acmsao_cli.models.causal_lm.quantized import nf4_config, pack_on_meta
 from acmsao_cli.models.causal_lm.source import (
     Source,
     build_without_weights,
@@ -55,12 +56,17 @@ class CausalLmFamily:
         """The model with the recipe's method applied; the tokenizer is tried before any weight."""
         assert isinstance(recipe, CausalLmRecipe)
         source = read_source(recipe)
+        packed = recipe.model.quantize == "nf4"
         if device.type == "meta":
-            return CausalLmTrainee(recipe, source, build_without_weights(source, dtype))
+            sketch = build_without_weights(source, dtype)
+            if packed:
+                pack_on_meta(sketch)
+            return CausalLmTrainee(recipe, source, sketch)
+        quantization = nf4_config(dtype) if packed else None
         load_tokenizer(source.located)
         if longest(recipe, source.config) < recipe.data.max_length:
             logger.warning("%s", _too_long(recipe, source))
-        return CausalLmTrainee(recipe, source, load(source, device, dtype))
+        return CausalLmTrainee(recipe, source, load(source, device, dtype, quantization))
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
         """The text of each example, learned tokens between [[ and ]]. Reads no weights."""

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import ModelError
+from acmsao_cli.models.causal_lm.quantized import keep_layout
 from acmsao_cli.models.locate import Located, locate, read_json, weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import Header, read_header
@@ -214,7 +215,7 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
+def load(source: Source, device: torch.device, dtype: torch.dtype, quantization: Any = None) -> Any:
     """The model with its weights on `device`, read tensor by tensor.
 
     Raises ModelError unless weights and configuration fit each other exactly: transformers would
@@ -222,6 +223,8 @@ def load(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     """
     build_without_weights(source, dtype)
     placement = {} if device.type == "cpu" else {"device_map": {"": str(device)}}
+    if quantization is not None:
+        placement = {"device_map": {"": str(device)}, "quantization_config": quantization}
     try:
         with quiet_libraries():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -238,6 +241,8 @@ def load(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     except UNSOUND as error:
         raise _unsound(source.located, "its weights cannot be loaded", error) from error
     _check_complete(source, report)
+    if quantization is not None:
+        keep_layout(model)
     return model
 
 

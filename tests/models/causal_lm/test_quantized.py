@@ -1,0 +1,86 @@
+"""A base in 4 bits: loaded, planned and trained as what it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from micro.causal_lm import build_recipe
+
+from acmsao_cli.engine.step import build_core, training_step
+from acmsao_cli.errors import ModelError
+from acmsao_cli.memory.planner import trace_step
+from acmsao_cli.models.causal_lm.family import FAMILY
+from acmsao_cli.models.causal_lm.quantized import PackedLinear
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def recipe_for(folder: Path, **training: Any) -> Any:
+    return build_recipe(
+        folder,
+        model={"quantize": "nf4"},
+        method={"kind": "lora", "rank": 4},
+        training={"batch_size": 2, **training},
+    )
+
+
+def packed(trainee: Any) -> set[str]:
+    """Names of layers whose weight is not a matrix of floats."""
+    return {
+        name.replace(".base_layer", "")
+        for name, parameter in trainee.model.named_parameters()
+        if parameter.dtype is torch.uint8
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "qwen2"])
+def test_the_plan_packs_the_layers_that_bitsandbytes_packs(
+    model_folder: Callable[..., Path], kind: str
+) -> None:
+    recipe = recipe_for(model_folder(kind))
+    sketch = FAMILY.open(recipe, META, torch.float32)
+    assert packed(sketch) == packed(FAMILY.open(recipe, CPU, torch.float32))
+    assert any(isinstance(module, PackedLinear) for module in sketch.model.modules())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_holds_what_a_real_step_holds(
+    model_folder: Callable[..., Path], checkpointing: bool
+) -> None:
+    recipe = recipe_for(model_folder(), gradient_checkpointing=checkpointing)
+    totals = []
+    for device in (META, CPU):
+        core = build_core(recipe, FAMILY.open(recipe, device, torch.float32))
+        totals.append(sum(trace_step(core, recipe).values()))
+    assert totals[0] == pytest.approx(totals[1], rel=0.05)
+
+
+def test_adapters_learn_and_the_packed_base_stays(model_folder: Callable[..., Path]) -> None:
+    recipe = recipe_for(model_folder())
+    trainee = FAMILY.open(recipe, CPU, torch.float32)
+    core = build_core(recipe, trainee)
+    base = {n: p.clone() for n, p in trainee.model.named_parameters() if not p.requires_grad}
+    batch = trainee.meta_batch(2)
+    batch.inputs["input_ids"].random_(3, 300, generator=torch.Generator().manual_seed(0))
+    batch.inputs["kept"].copy_(torch.arange(len(batch.inputs["kept"])))
+    losses = [
+        float(training_step(core, [batch], first_micro_batch=i, lr_factor=100.0).loss)
+        for i in range(12)
+    ]
+    assert losses[-1] < 0.8 * losses[0]
+    for name, parameter in trainee.model.named_parameters():
+        assert name not in base or torch.equal(base[name], parameter)
+
+
+def test_without_bitsandbytes_the_remedy_is_named(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModelError, match="bitsandbytes") as error:
+        FAMILY.open(recipe_for(model_folder()), CPU, torch.float32)
+    assert "model.quantize=none" in str(error.value.hint)
