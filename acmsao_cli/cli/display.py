@@ -107,6 +107,9 @@ def event_as_dict(event: Event) -> dict[str, Any]:
     return {"event": EVENT_NAMES[type(event)], **plain}
 
 
+STARTING = "starting"
+
+
 class RateColumn(ProgressColumn):
     """Loss, speed, time left and memory of the last step."""
 
@@ -166,8 +169,9 @@ class Display:
         self.said_at = 0.0
 
     def __enter__(self) -> Display:
-        """Start the live part."""
+        """Start the live part; the libraries take seconds to load before there is an event."""
         self.progress.start()
+        self.show_work(Working(STARTING, 0, 1))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,6 +180,8 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
+        if STARTING in self.tasks:
+            self.show_work(Working(STARTING, 1, 1))
         match event:
             case Started():
                 self.show_start(event)
