@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import acmsao
 from micro.causal_lm import build_model, build_tokenizer
 from micro.sdxl import Widths, micro_pipeline
 from PIL import Image
 
-from acmsao_cli.cli.app import main
 from acmsao_cli.models.quiet import quiet_libraries
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Acmsao = Callable[..., Outcome]
-
-
-@pytest.fixture
-def acmsao(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Acmsao:
-    """Run a command in an empty current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Micro models lose by more."""
     torch.set_num_threads(1)
-
-    def call(*words: str) -> Outcome:
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-            main(words)
-        captured = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="session")
@@ -108,3 +81,6 @@ def lm(shelf: Path, tmp_path: Path) -> Path:
         samples={"prompts": ["what is 3?"], "max_new_tokens": 4},
         checkpoint={"every": 2},
     )
+
+
+__all__ = ["acmsao"]
