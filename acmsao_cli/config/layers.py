@@ -21,6 +21,7 @@ from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
 
 BUILTIN = "builtin:"
+PATHS = ("model.source", "model.config", "data.source")
 SETTING = re.compile(r"\w+(?:\.\w+)*")
 COMMENT = re.compile(r"(?:^|\s)#")
 QUOTES = ("'", '"', "[")
@@ -161,7 +162,7 @@ def overlay(
 
 def absolute(path: str, value: Any, base: Path) -> Any:
     """Return a source with its path made absolute; hub ids and builtins stay as they are."""
-    if path not in ("model.source", "data.source") or not isinstance(value, str) or not value:
+    if path not in PATHS or not isinstance(value, str) or not value:
         return value
     if value.startswith(BUILTIN) or (path == "model.source" and not _is_path(value, base)):
         return value

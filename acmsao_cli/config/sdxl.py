@@ -32,6 +32,9 @@ class SdxlModel(ModelSection):
     """An SDXL pipeline: UNet, two text encoders, VAE, two tokenizers, scheduler."""
 
     family: Literal["sdxl"]
+    config: str | None = Field(
+        None, description="a diffusers folder whose configurations describe a single file"
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto asks the model's scheduler or file"
     )

@@ -12,6 +12,7 @@ from acmsao_cli.data.base import Example, ImageExample
 from acmsao_cli.data.images import geometry
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.base import Facts, ModelFamily
+from acmsao_cli.models.locate import Located
 from acmsao_cli.models.sdxl.components import (
     TEXT_ENCODERS,
     Prediction,
@@ -24,6 +25,12 @@ from acmsao_cli.models.sdxl.text import count_tokens
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
 
 
+def find_for(recipe: SdxlRecipe) -> tuple[Located, Source]:
+    """The stored model of a recipe. Raises ModelError and ConfigError."""
+    model = recipe.model
+    return find(model.source, model.revision, model.config)
+
+
 class SdxlFamily:
     """See `models.base.ModelFamily`."""
 
@@ -32,7 +39,7 @@ class SdxlFamily:
     def facts(self, recipe: Recipe) -> Facts:
         """Sizes, prediction type and what had to be assumed, from configurations and headers."""
         assert isinstance(recipe, SdxlRecipe)
-        located, source = find(recipe.model.source, recipe.model.revision)
+        located, source = find_for(recipe)
         check_recipe(recipe, source)
         return Facts(
             family=self.name,
@@ -46,7 +53,7 @@ class SdxlFamily:
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> SdxlTrainee:
         """Load what the recipe trains onto `device`; what only encodes rests on the CPU."""
         assert isinstance(recipe, SdxlRecipe)
-        _, source = find(recipe.model.source, recipe.model.revision)
+        _, source = find_for(recipe)
         check_recipe(recipe, source)
         prediction = prediction_for(recipe, source)
         trained = ("unet", *TEXT_ENCODERS) if recipe.method.text_encoders else ("unet",)
@@ -58,7 +65,7 @@ class SdxlFamily:
         """The picture's way to its bucket, and its caption, with what the tokenizer cuts off."""
         assert isinstance(recipe, SdxlRecipe)
         data = recipe.data
-        tokenizer = find(recipe.model.source, recipe.model.revision)[1].settings.tokenizer
+        tokenizer = find_for(recipe)[1].settings.tokenizer
         for example in examples:
             assert isinstance(example, ImageExample)
             image = example.open()

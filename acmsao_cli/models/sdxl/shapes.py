@@ -44,8 +44,8 @@ def derive_configs(shapes: Shapes, place: Path) -> dict[str, Config]:
     except (KeyError, IndexError, ValueError) as error:
         raise ModelError(
             f"{place}: the shapes of its weights do not tell its configuration ({error})",
-            hint="put the model's diffusers folder (its small files are enough) beside it, "
-            f"named {place.stem}",
+            hint="name a diffusers folder that describes it, --set model.config=FOLDER, or put one "
+            f"beside the file, named {place.stem}; its small files are enough",
         ) from error
 
 

@@ -39,13 +39,15 @@ LEFTOVERS = ("position_ids", "logit_scale", "attn_mask")
 
 
 class SingleFileSource:
-    """Weights in the original layout; the settings from its header, a folder beside, or shapes."""
+    """Weights in the original layout; the settings from a given folder, else from its header, a
+    folder beside, or shapes.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: Path | None = None) -> None:
         self.path = path
         self._header = read_header(path)
         _check_kind(self._header)
-        settings, self.notes = _settings(self._header)
+        settings, self.notes = _settings(self._header, config)
         self.settings: Settings = settings
         check_fit(settings.configs, path)
         self._modules = {
@@ -143,13 +145,15 @@ def _check_kind(header: Header) -> None:
         )
 
 
-def _settings(header: Header) -> tuple[Settings, Mapping[str, str]]:
-    """From our own header, else from a folder beside, else from the shapes; with notes on it."""
+def _settings(header: Header, config: Path | None) -> tuple[Settings, Mapping[str, str]]:
+    """From the folder `config`, else from our own header, a folder beside, or the shapes; with
+    notes on it.
+    """
     path = header.path
-    if SETTINGS_KEY in header.metadata:
+    if config is None and SETTINGS_KEY in header.metadata:
         return _packed_settings(header), {}
-    for folder in (path.with_suffix(""), path.parent):
-        if (folder / INDEX).is_file():
+    for folder in (path.with_suffix(""), path.parent) if config is None else (config,):
+        if config is not None or (folder / INDEX).is_file():
             settings = read_settings(folder)
             return _marked(settings, header), {"configuration": f"from {folder}"}
     configs = derive_configs({name: tensor.shape for name, tensor in header.tensors.items()}, path)

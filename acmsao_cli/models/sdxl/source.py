@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from acmsao_cli.errors import ModelError
+from acmsao_cli.errors import ConfigError, ModelError
 from acmsao_cli.models.locate import Located, locate
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.components import (
@@ -20,7 +20,7 @@ from acmsao_cli.models.sdxl.components import (
     empty_component,
 )
 from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource
-from acmsao_cli.models.sdxl.settings import Settings
+from acmsao_cli.models.sdxl.settings import INDEX, Settings
 from acmsao_cli.models.sdxl.single_file import SingleFileSource
 
 
@@ -41,12 +41,31 @@ class Source(Protocol):
         """A component with its weights, cast tensor by tensor."""
 
 
-def find(source: str, revision: str | None) -> tuple[Located, Source]:
-    """The stored model that `source` names. Raises ModelError."""
+def find(source: str, revision: str | None, config: str | None = None) -> tuple[Located, Source]:
+    """The stored model that `source` names; `config` is a diffusers folder that describes a file.
+
+    Raises ModelError, and ConfigError for a `config` that nothing needs.
+    """
     located = locate(source, revision, single_file_allowed=True, patterns=HUB_PATTERNS)
     if located.kind == "single-file":
-        return located, SingleFileSource(located.path)
+        folder = None if config is None else _described_by(config)
+        return located, SingleFileSource(located.path, folder)
+    if config is not None:
+        raise ConfigError(
+            f"`model.config` describes single files, but {source} is a folder with its own",
+            hint="leave model.config out",
+        )
     return located, FolderSource(located.path)
+
+
+def _described_by(config: str) -> Path:
+    folder = Path(config)
+    if not (folder / INDEX).is_file():
+        raise ModelError(
+            f"`model.config` names {config}, which has no {INDEX}",
+            hint="name a diffusers folder; its weights are not needed",
+        )
+    return folder
 
 
 def open_parts(

@@ -439,3 +439,23 @@ def test_other_widths_open_on_every_device_alike(
     batch = trainee.meta_batch(1)
     assert batch.inputs["latents"].shape[-2:].numel() == 16 * 16
     assert torch.isfinite(trainee.loss(batch))
+
+
+def test_a_folder_that_is_named_describes_a_bare_single_file(
+    micro: Path, recipe_for: RecipeFor, tmp_path: Path
+) -> None:
+    [bare] = export_model(str(micro), tmp_path / "elsewhere", "single-file")
+    save_file(load_file(bare), bare)  # drops the settings from its header
+    with pytest.raises(ModelError) as error:
+        FAMILY.facts(recipe_for(bare))
+    assert "model.config" in str(error.value.hint)
+    recipe = recipe_for(bare, model={"config": str(micro)})
+    trainee = FAMILY.open(recipe, CPU, torch.float32)
+    plain = FAMILY.open(recipe_for(micro), CPU, torch.float32)
+    weights = dict(plain.parts.unet.named_parameters())
+    for name, parameter in trainee.parts.unet.named_parameters():
+        assert torch.equal(parameter, weights[name])
+    with pytest.raises(ConfigError, match="describes single files"):
+        FAMILY.facts(recipe_for(micro, model={"config": str(micro)}))
+    with pytest.raises(ModelError, match="has no model_index"):
+        FAMILY.facts(recipe_for(bare, model={"config": str(tmp_path)}))
