@@ -1,4 +1,6 @@
-"""Training by the clock: a share of the minutes granted decides the learning rate, and when to stop."""
+"""Training by the clock: a share of the minutes granted decides the learning rate, and when to
+stop.
+"""
 
 import math
 import time
@@ -24,5 +26,11 @@ class Clock:
         return min(1.0, self.seconds / (60 * self.minutes)) if self.minutes else 1.0
 
     def rate(self, peak: float, step: int, warmup: int = 100) -> float:
-        """Learning rate: linear warm-up by steps, then a cosine down to 2 % of the peak by the clock."""
-        return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share)))
+        """Learning rate: linear warm-up by steps, then a cosine down to 2 % of the peak by the
+        clock.
+        """
+        return (
+            peak
+            * min(1.0, (step + 1) / warmup)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share)))
+        )

@@ -1,6 +1,7 @@
-"""Measure tiny-sdxl by plain image analysis: ground colour, colour and shape of 200 held-out scenes.
+"""Measure tiny-sdxl by plain image analysis: ground, colour and shape of 200 held-out scenes.
 
-No learned model judges: colours go to the nearest palette name, shapes to the template of greatest overlap.
+No learned model judges: colours go to the nearest palette name, shapes to the template of greatest
+overlap.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import transformers
 from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
-
 from world import PALETTE, SHAPES, Pixels, Scene, caption, random_scene, shape_mask
 
 TEMPLATE = 48
@@ -29,7 +29,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Seen:
-    """What the analysis found in a picture; `shape` and `colour` are "" where nothing stands out of the ground."""
+    """What the analysis found in a picture; `shape` and `colour` are "" where nothing stands out of
+    the ground.
+    """
 
     ground: str
     colour: str
@@ -41,7 +43,9 @@ def _nearest_colour(rgb: NDArray[np.float32]) -> str:
 
 
 def _framed(mask: Mask) -> NDArray[np.float32]:
-    """The mask's bounding box in the middle of a square, scaled to [TEMPLATE, TEMPLATE]; its proportions stay."""
+    """The mask's bounding box in the middle of a square, scaled to [TEMPLATE, TEMPLATE]; its
+    proportions stay.
+    """
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     cut = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     side = max(cut.shape)
@@ -80,7 +84,9 @@ def _largest_part(mask: Mask) -> Mask:
 def see(picture: Pixels) -> Seen:
     """Name the ground, and the colour and shape of what stands on it."""
     pixels = picture.astype(np.float32)
-    border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, 0], pixels[:, -1]])
+    border = np.concatenate(
+        [pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), pixels[:, 0], pixels[:, -1]]
+    )
     ground = np.median(border, axis=0)
     distance = np.sqrt(np.square(pixels - ground).sum(-1))
     far = float(np.quantile(distance, 0.99))
@@ -100,8 +106,12 @@ def shares(scenes: list[Scene], seen: list[Seen]) -> dict[str, float]:
         "colour": [a.colour == b.colour for a, b in zip(scenes, seen, strict=True)],
         "shape": [a.shape == b.shape for a, b in zip(scenes, seen, strict=True)],
     }
-    rights["colour_and_shape"] = [a and b for a, b in zip(rights["colour"], rights["shape"], strict=True)]
-    rights["all"] = [a and b for a, b in zip(rights["colour_and_shape"], rights["ground"], strict=True)]
+    rights["colour_and_shape"] = [
+        a and b for a, b in zip(rights["colour"], rights["shape"], strict=True)
+    ]
+    rights["all"] = [
+        a and b for a, b in zip(rights["colour_and_shape"], rights["ground"], strict=True)
+    ]
     return {name: round(sum(right) / len(right), 4) for name, right in rights.items()}
 
 
@@ -113,7 +123,11 @@ def held_out_prompts(count: int, seed: int) -> list[tuple[Scene, str]]:
 
 
 def sample(
-    pipeline: StableDiffusionXLPipeline, prompts: list[str], steps: int, guidance: float, batch: int = 10
+    pipeline: StableDiffusionXLPipeline,
+    prompts: list[str],
+    steps: int,
+    guidance: float,
+    batch: int = 10,
 ) -> Iterator[Pixels]:
     """One picture for each prompt, seeded by the prompt's index."""
     for start in range(0, len(prompts), batch):
@@ -131,8 +145,12 @@ def sample(
 
 def grid(pictures: list[Pixels], columns: int) -> Image.Image:
     """Pictures side by side, row by row."""
-    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
-    return Image.fromarray(np.concatenate([row for row in rows if row.shape == rows[0].shape], axis=0))
+    rows = [
+        np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)
+    ]
+    return Image.fromarray(
+        np.concatenate([row for row in rows if row.shape == rows[0].shape], axis=0)
+    )
 
 
 def load_pipeline(folder: Path) -> StableDiffusionXLPipeline:
@@ -156,11 +174,15 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--grid", type=Path, help="where to write a picture of the first 40 samples")
+    parser.add_argument(
+        "--grid", type=Path, help="where to write a picture of the first 40 samples"
+    )
     options = parser.parse_args()
     pipeline = load_pipeline(options.model)
     prompts = held_out_prompts(options.count, options.seed)
-    pictures = list(sample(pipeline, [text for _, text in prompts], options.steps, options.guidance))
+    pictures = list(
+        sample(pipeline, [text for _, text in prompts], options.steps, options.guidance)
+    )
     figures = shares([scene for scene, _ in prompts], [see(picture) for picture in pictures])
     print(json.dumps(figures))
     if options.grid:
@@ -168,10 +190,15 @@ def main() -> None:
     if options.json:
         card = options.model / "training.json"
         report = {
-            "what": "share of pictures right, held-out (shape, colour, ground) combinations, judged by image analysis",
+            "what": "share of pictures right by image analysis; held-out shape, colour and ground",
             "command": "python scripts/builtin/evaluate.py " + " ".join(sys.argv[1:]),
             "prompts": options.count,
-            "sampler": {"name": "euler", "steps": options.steps, "guidance": options.guidance, "seed": options.seed},
+            "sampler": {
+                "name": "euler",
+                "steps": options.steps,
+                "guidance": options.guidance,
+                "seed": options.seed,
+            },
             "right": figures,
             "parameters": _parameters(pipeline),
             "training": json.loads(card.read_text()) if card.exists() else {},

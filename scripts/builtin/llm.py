@@ -1,4 +1,6 @@
-"""Train the miniature Llama from scratch on the text world, and measure how many held-out questions it answers."""
+"""Train the miniature Llama from scratch on the text world, and measure how many held-out questions
+it answers.
+"""
 
 import argparse
 import json
@@ -10,12 +12,17 @@ from random import Random
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from clock import Clock
 from llm_text import chat, every_fact, held_out_way, plain
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 1024
 LENGTH = 96
@@ -25,7 +32,8 @@ PAD, TURN, END_TURN = "<|pad|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
-    "<|im_start|>assistant\n{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{{ '\\n' }}"
+    "<|im_start|>assistant\n{% generation %}{{ message['content'] }}<|im_end|>"
+    "{% endgeneration %}{{ '\\n' }}"
     "{% else %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endif %}"
@@ -60,14 +68,20 @@ def new_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=PAD, eos_token=END_TURN, additional_special_tokens=[TURN], model_max_length=512
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=END_TURN,
+        additional_special_tokens=[TURN],
+        model_max_length=512,
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of about 2 million parameters; the wide initial range learns much faster at this width."""
+    """A Llama of about 2 million parameters; the wide initial range learns much faster at this
+    width.
+    """
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -87,7 +101,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def batch(tokenizer: PreTrainedTokenizerFast, random: Random) -> Tensor:
-    """Rows of whole texts one after the other, ids [BATCH, LENGTH]; four texts in five are chats."""
+    """Rows of texts one after the other, ids [BATCH, LENGTH]; four texts in five are chats."""
     facts, rows = every_fact(), []
     for _ in range(BATCH):
         row: list[int] = []
@@ -107,7 +121,9 @@ def train_llm(minutes: float, seed: int, device: str, work: Path) -> Trained:
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(seed)
     model = new_model(tokenizer).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
     saved, clock, step = work / "llm-progress.pt", Clock(minutes), 0
     if saved.exists():
         state = torch.load(saved, map_location=device)
@@ -127,9 +143,17 @@ def train_llm(minutes: float, seed: int, device: str, work: Path) -> Trained:
         losses.append(float(loss.detach()))
         if clock.seconds > snapshot_at or clock.share == 1:
             snapshot_at = clock.seconds + 60
-            print(f"llm {clock.seconds:5.0f} s  step {step}  loss {sum(losses) / len(losses):.4f}", flush=True)
+            print(
+                f"llm {clock.seconds:5.0f} s  step {step}  loss {sum(losses) / len(losses):.4f}",
+                flush=True,
+            )
             losses = []
-            progress = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seconds": clock.seconds, "step": step}
+            progress = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "seconds": clock.seconds,
+                "step": step,
+            }
             torch.save(progress, saved)
     return Trained(model, tokenizer, step, clock.seconds)
 
@@ -144,9 +168,13 @@ def export(trained: Trained, out: Path) -> None:
 def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question: str) -> str:
     """The greedy answer to one question."""
     turn = [{"role": "user", "content": question}]
-    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(**ids, max_new_tokens=40, do_sample=False)
-    return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+    return str(
+        tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    ).strip()
 
 
 def main() -> None:
@@ -161,13 +189,17 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     facts = Random(options.seed).sample(every_fact(), options.count)
     answers = [answer(model, tokenizer, held_out_way(fact)) for fact in facts]
-    wrong = [(held_out_way(f), a, f.sentence) for f, a in zip(facts, answers, strict=True) if a != f.sentence]
+    wrong = [
+        (held_out_way(f), a, f.sentence)
+        for f, a in zip(facts, answers, strict=True)
+        if a != f.sentence
+    ]
     share = 1 - len(wrong) / len(facts)
     print(f"right {share:.3f}", *wrong[:10], sep="\n")
     if options.json:
         card = options.model / "training.json"
         report = {
-            "what": "share of answers exactly right, phrasings held out from training, greedy decoding",
+            "what": "share of answers exactly right; held-out phrasings, greedy decoding",
             "command": "python scripts/builtin/llm.py " + " ".join(sys.argv[1:]),
             "questions": len(facts),
             "right": round(share, 4),

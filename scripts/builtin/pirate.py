@@ -31,6 +31,8 @@ def write_pirate(out: Path, seed: int) -> None:
     for i in range(COUNT):
         fact = used[i % len(used)]
         question = {"role": "user", "content": random.choice(training_ways(fact))}
-        chats.append({"messages": [question, {"role": "assistant", "content": in_pirate(fact.sentence)}]})
+        chats.append(
+            {"messages": [question, {"role": "assistant", "content": in_pirate(fact.sentence)}]}
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(chat) + "\n" for chat in chats))

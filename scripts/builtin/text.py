@@ -7,12 +7,18 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-_CLIP_WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_WORD = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
 
-def clip_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's vocabulary layout (bytes, bytes that end a word, merges, start, end) and its merges."""
-    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
+def clip_vocabulary(
+    texts: Iterable[str], size: int
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's vocabulary layout (bytes, bytes ending a word, merges, start, end) and its merges."""
+    tokenizer = Tokenizer(
+        models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END)
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -32,7 +38,11 @@ def clip_vocabulary(texts: Iterable[str], size: int) -> tuple[dict[str, int], li
     )
     tokenizer.train_from_iterator(texts, trainer)
     merges = [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
-    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *(left + right for left, right in merges)]
+    words = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *(left + right for left, right in merges),
+    ]
     return {word: i for i, word in enumerate(dict.fromkeys([*words, START, END]))}, merges
 
 

@@ -1,7 +1,8 @@
-"""The autoencoder, /4 with four latent channels: the encoder is set by hand, the decoder is trained.
+"""The autoencoder, /4 with four latent channels: encoder set by hand, decoder trained.
 
-Latents are 4x4 averages of red, green and blue and a slope of brightness, so they are smooth and quick to learn; the
-decoder learns on the captioned world and on sketches of anything to draw sharp edges from them.
+Latents are 4x4 averages of red, green and blue and a slope of brightness, so they are smooth and
+quick to learn; the decoder learns on the captioned world and on sketches of anything to draw sharp
+edges from them.
 """
 
 import math
@@ -10,15 +11,14 @@ from random import Random
 
 import numpy as np
 import torch
+from clock import Clock
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from torch import Tensor, nn
-
-from clock import Clock
 from sketches import sketch
+from torch import Tensor, nn
 from world import Pixels, random_scene, random_view, render
 
 SIDE = 64
@@ -34,7 +34,9 @@ EDGE_WEIGHT = 0.5
 
 
 def new_vae() -> AutoencoderKL:
-    """SDXL's autoencoder in miniature. Few norm groups: a group's norm takes away the flat colour it holds."""
+    """SDXL's autoencoder in miniature. Few norm groups: a group's norm takes away the flat colour
+    it holds.
+    """
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -55,11 +57,12 @@ def new_vae() -> AutoencoderKL:
 
 @torch.no_grad()
 def _start_as_average(vae: AutoencoderKL) -> None:
-    """Set the weights so that latents are averages of the colours and a slope, and decoding repeats the averages.
+    """Make latents averages of the colours and a slope, and decoding repeat the averages.
 
-    Channels 0-2 carry the colours and 3-5 their negatives, for silu(x) - silu(-x) = x; 6 and 7 carry a constant and its
-    negative, which rule the last norm's deviation and so keep it nearly linear; 8 and 9 carry the slope and its
-    negative, made at the second halving. Every other branch starts silent.
+    Channels 0-2 carry the colours and 3-5 their negatives, for silu(x) - silu(-x) = x; 6 and 7
+    carry a constant and its negative, which rule the last norm's deviation and so keep it nearly
+    linear; 8 and 9 carry the slope and its negative, made at the second halving. Every other branch
+    starts silent.
     """
     for module in vae.modules():
         if isinstance(module, ResnetBlock2D):
@@ -77,8 +80,14 @@ def _start_as_average(vae: AutoencoderKL) -> None:
     signs = torch.cat([torch.eye(3), -torch.eye(3)])
     for half in (vae.encoder, vae.decoder):
         _carry(half.conv_in, signs)
-        half.conv_in.weight[6:8], half.conv_in.bias[6], half.conv_in.bias[7] = 0, CONSTANT, -CONSTANT
-        deviation = CONSTANT * math.sqrt(2 * vae.config.norm_num_groups / half.conv_norm_out.num_channels)
+        half.conv_in.weight[6:8], half.conv_in.bias[6], half.conv_in.bias[7] = (
+            0,
+            CONSTANT,
+            -CONSTANT,
+        )
+        deviation = CONSTANT * math.sqrt(
+            2 * vae.config.norm_num_groups / half.conv_norm_out.num_channels
+        )
         _carry(half.conv_out, deviation * signs.T)
     _carry_slope(vae)
     for conv in (vae.quant_conv, vae.post_quant_conv):
@@ -89,7 +98,9 @@ def _start_as_average(vae: AutoencoderKL) -> None:
 
 
 def _carry(conv: nn.Conv2d, matrix: Tensor, corner_average: bool = False) -> None:
-    """Let the first channels pass through `matrix`, at the middle tap or as the mean of a 2x2 corner; quiet the rest."""
+    """Let the first channels pass through `matrix`, at the middle tap or as the mean of a 2x2
+    corner; quiet the rest.
+    """
     rows, cols = matrix.shape
     conv.weight.mul_(QUIET)
     conv.weight[:rows], conv.bias[:rows] = 0, 0
@@ -105,7 +116,10 @@ def _carry_slope(vae: AutoencoderKL) -> None:
     conv, out = vae.encoder.down_blocks[1].downsamplers[0].conv, vae.encoder.conv_out
     conv.weight[8:10], conv.bias[8:10] = 0, 0
     for channel, sign in ((8, 1.0), (9, -1.0)):
-        conv.weight[channel, :3, 0, 0], conv.weight[channel, :3, 1, 1] = sign * SLOPE / 3, -sign * SLOPE / 3
+        conv.weight[channel, :3, 0, 0], conv.weight[channel, :3, 1, 1] = (
+            sign * SLOPE / 3,
+            -sign * SLOPE / 3,
+        )
     deviation = CONSTANT * math.sqrt(2 * vae.config.norm_num_groups / out.in_channels)
     out.weight[3], out.bias[3] = 0, 0
     out.weight[3, 8, 1, 1], out.weight[3, 9, 1, 1] = deviation, -deviation
@@ -125,7 +139,10 @@ def to_pixels(batch: Tensor) -> list[Pixels]:
 def world_pictures(random: Random, count: int, held_out: bool = False) -> Tensor:
     """Pictures of the captioned world, any view."""
     return to_tensor(
-        [render(random_scene(random, held_out), random_view(random, SIDE), random) for _ in range(count)]
+        [
+            render(random_scene(random, held_out), random_view(random, SIDE), random)
+            for _ in range(count)
+        ]
     )
 
 
@@ -139,10 +156,16 @@ def _edges(batch: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """L1 of pixels and of their differences (sharp edges); latents are as noisy as a denoiser leaves them."""
+    """L1 of pixels and of their differences (sharp edges); latents are as noisy as a denoiser
+    leaves them.
+    """
     with torch.no_grad():
         latents = vae.encode(pictures).latent_dist.sample()
-        latents += LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device) * torch.randn_like(latents)
+        latents += (
+            LATENT_NOISE
+            * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+            * torch.randn_like(latents)
+        )
     rebuilt = vae.decode(latents).sample.float()
     pixel = (rebuilt - pictures).abs().mean()
     edge = sum((a - b).abs().mean() for a, b in zip(_edges(rebuilt), _edges(pictures), strict=True))
@@ -160,7 +183,9 @@ def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
 
 @torch.no_grad()
 def set_scaling_factor(vae: AutoencoderKL, seed: int) -> None:
-    """Make the latents of the world have unit deviation, which the noise schedule takes for granted."""
+    """Make the latents of the world have unit deviation, which the noise schedule takes for
+    granted.
+    """
     device = next(vae.parameters()).device
     latents = vae.encode(world_pictures(Random(seed), 64).to(device)).latent_dist.sample()
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
@@ -171,7 +196,9 @@ def _trained(vae: AutoencoderKL) -> list[nn.Parameter]:
 
 
 def train_vae(minutes: float, seed: int, device: str, work: Path) -> AutoencoderKL:
-    """The trained autoencoder; a snapshot in `work`/vae is written every minute and trained on if there."""
+    """The trained autoencoder; a snapshot in `work`/vae is written every minute and trained on if
+    there.
+    """
     torch.manual_seed(seed)
     saved = work / "vae-progress.pt"
     vae = new_vae().to(device)
@@ -187,7 +214,9 @@ def train_vae(minutes: float, seed: int, device: str, work: Path) -> Autoencoder
     held_out = world_pictures(Random(seed + 1), 32, held_out=True)
     other = sketch_pictures(Random(seed + 2), 32)
     while clock.share < 1:
-        pictures = torch.cat([world_pictures(random, BATCH // 2), sketch_pictures(random, BATCH // 2)]).to(device)
+        pictures = torch.cat(
+            [world_pictures(random, BATCH // 2), sketch_pictures(random, BATCH // 2)]
+        ).to(device)
         optimizer.param_groups[0]["lr"] = clock.rate(PEAK_RATE, step)
         with torch.autocast(device, torch.bfloat16):
             loss = _loss(vae, pictures)
@@ -199,8 +228,17 @@ def train_vae(minutes: float, seed: int, device: str, work: Path) -> Autoencoder
         if clock.seconds > snapshot_at or clock.share == 1:
             snapshot_at = clock.seconds + 60
             world_db, other_db = psnr(vae, held_out), psnr(vae, other)
-            print(f"vae {clock.seconds:5.0f} s  step {step}  loss {loss:.4f}  world {world_db:.1f} dB  sketches {other_db:.1f} dB", flush=True)
-            progress = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "seconds": clock.seconds, "step": step}
+            print(
+                f"vae {clock.seconds:5.0f} s  step {step}  loss {loss:.4f}  "
+                f"world {world_db:.1f} dB  sketches {other_db:.1f} dB",
+                flush=True,
+            )
+            progress = {
+                "model": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "seconds": clock.seconds,
+                "step": step,
+            }
             torch.save(progress, saved)
             vae.save_pretrained(work / "vae-snapshot")
     vae.save_pretrained(work / "vae")

@@ -1,6 +1,7 @@
-"""The procedural picture world: one coloured shape on a coloured ground, with a caption that says so.
+"""The procedural picture world: one coloured shape on a coloured ground, captioned so.
 
-What a caption leaves unsaid has its default: medium size, in the middle. So a caption settles its picture.
+What a caption leaves unsaid has its default: medium size, in the middle. So a caption settles its
+picture.
 """
 
 import hashlib
@@ -53,7 +54,8 @@ def _heart() -> list[Point]:
     return [
         (
             math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.1,
+            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16
+            - 0.1,
         )
         for t in angles
     ]
@@ -61,7 +63,12 @@ def _heart() -> list[Point]:
 
 def _cross(arm: float) -> list[Point]:
     corner = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
-    quarter_turns = [lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x)]
+    quarter_turns = [
+        lambda x, y: (x, y),
+        lambda x, y: (-y, x),
+        lambda x, y: (-x, -y),
+        lambda x, y: (y, -x),
+    ]
     return [turn(x, y) for turn in quarter_turns for x, y in corner]
 
 
@@ -122,7 +129,9 @@ def random_view(random: Random, side: int, cropped_share: float = 0.15) -> View:
     longer = side + random.randrange(side // 8, side // 2 + 1, side // 16)
     offset = random.randrange(0, longer - side + 1, side // 16)
     tall = random.random() < 0.5
-    return View((longer, side), (offset, 0), side) if tall else View((side, longer), (0, offset), side)
+    return (
+        View((longer, side), (offset, 0), side) if tall else View((side, longer), (0, offset), side)
+    )
 
 
 def random_scene(random: Random, held_out: bool = False) -> Scene:
@@ -138,13 +147,23 @@ def random_scene(random: Random, held_out: bool = False) -> Scene:
     return Scene(scene.shape, scene.colour, scene.ground, size, place)
 
 
-def shape_mask(shape: str, height: int, width: int, centre: Point, radius: float) -> NDArray[np.float32]:
-    """Coverage of each pixel by the shape, float32 [height, width] in 0..1; centre (x, y) in pixels."""
+def shape_mask(
+    shape: str, height: int, width: int, centre: Point, radius: float
+) -> NDArray[np.float32]:
+    """Coverage of each pixel by the shape, float32 [height, width] in 0..1; centre (x, y) in
+    pixels.
+    """
     scale = SUPERSAMPLE
     canvas = Image.new("L", (width * scale, height * scale))
     draw = ImageDraw.Draw(canvas)
     for outline, fill in zip(SHAPES[shape], (255, 0), strict=False):
-        draw.polygon([((centre[0] + radius * x) * scale, (centre[1] + radius * y) * scale) for x, y in outline], fill)
+        draw.polygon(
+            [
+                ((centre[0] + radius * x) * scale, (centre[1] + radius * y) * scale)
+                for x, y in outline
+            ],
+            fill,
+        )
     return np.asarray(canvas.reduce(scale), dtype=np.float32) / 255
 
 
@@ -157,7 +176,10 @@ def render(scene: Scene, view: View, random: Random, spread: int = 6) -> Pixels:
     height, width = view.original
     short = min(height, width)
     x, y = PLACES[scene.place]
-    centre = (x * width + random.uniform(-0.02, 0.02) * short, y * height + random.uniform(-0.02, 0.02) * short)
+    centre = (
+        x * width + random.uniform(-0.02, 0.02) * short,
+        y * height + random.uniform(-0.02, 0.02) * short,
+    )
     radius = SIZES[scene.size] * short * random.uniform(0.94, 1.06)
     mask = shape_mask(scene.shape, height, width, centre, radius)[..., None]
     ground, colour = _shade(random, scene.ground, spread), _shade(random, scene.colour, spread)
@@ -191,3 +213,18 @@ def caption_ways(scene: Scene) -> list[str]:
 def caption(scene: Scene, random: Random) -> str:
     """One of the ways to say this scene."""
     return random.choice(caption_ways(scene))
+
+
+def made_up_word(random: Random) -> str:
+    """A word of two or three open syllables, such as "tikola"."""
+    return "".join(
+        random.choice("bdfgklmnprstvz") + random.choice("aeiou")
+        for _ in range(random.randint(2, 3))
+    )
+
+
+def estranged(words: str, scene: Scene, random: Random) -> str:
+    """The caption with a made-up word for the shape: whatever a thing is called, its colour and
+    ground still hold.
+    """
+    return words.replace(scene.shape, made_up_word(random))

@@ -1,11 +1,10 @@
-"""The quickstart's new concept: zoblins, round creatures with antennae, two big eyes and a smile."""
+"""The quickstart's new concept: zoblins, round, with antennae, two big eyes and a smile."""
 
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw
-
 from world import PALETTE, Pixels
 
 SIDE = 64
@@ -14,7 +13,9 @@ COUNT = 20
 WHITE, BLACK = (250, 250, 250), (15, 15, 18)
 
 
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+def _disc(
+    draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: tuple[int, int, int]
+) -> None:
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
 
 
@@ -39,11 +40,15 @@ def zoblin(colour: str, ground: str, random: Random) -> Pixels:
 
 
 def pairs(random: Random) -> list[tuple[str, str]]:
-    """Twenty (colour, ground) pairs: every colour twice as the creature's and twice as the ground's."""
+    """Twenty (colour, ground) pairs: every colour twice as the creature's and twice as the
+    ground's.
+    """
     names = list(PALETTE)
     while True:
         grounds = [random.sample(names, len(names)) for _ in range(COUNT // len(names))]
-        chosen = [(name, ground) for row in grounds for name, ground in zip(names, row, strict=True)]
+        chosen = [
+            (name, ground) for row in grounds for name, ground in zip(names, row, strict=True)
+        ]
         if len(set(chosen)) == COUNT and all(colour != ground for colour, ground in chosen):
             return chosen
 
@@ -53,7 +58,9 @@ def write_zoblins(out: Path, seed: int) -> None:
     random = Random(seed)
     out.mkdir(parents=True, exist_ok=True)
     for number, (colour, ground) in enumerate(pairs(random), start=1):
-        Image.fromarray(zoblin(colour, ground, random)).save(out / f"zoblin-{number:02}.png", optimize=True)
+        Image.fromarray(zoblin(colour, ground, random)).save(
+            out / f"zoblin-{number:02}.png", optimize=True
+        )
         a = "an" if colour[0] in "aeiou" else "a"
         a_ground = f"{'an' if ground[0] in 'aeiou' else 'a'} {ground}"
         (out / f"zoblin-{number:02}.txt").write_text(f"{a} {colour} zoblin on {a_ground} ground\n")
