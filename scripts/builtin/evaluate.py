@@ -20,10 +20,11 @@ import torch
 import transformers
 from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 from world import PALETTE, SHAPES, Pixels, Scene, caption, random_scene, shape_mask
 
 TEMPLATE = 48
+SOFTNESS = (0, 4, 8)
 Mask = NDArray[np.bool_]
 
 
@@ -57,8 +58,13 @@ def _framed(mask: Mask) -> NDArray[np.float32]:
 
 
 @cache
-def _templates() -> dict[str, NDArray[np.float32]]:
-    return {name: _framed(shape_mask(name, 96, 96, (48, 48), 40) > 0.5) for name in SHAPES}
+def _templates(shape: str) -> list[NDArray[np.float32]]:
+    """The shape as drawn and as softer and softer pencils would draw it: soft tips do not reach."""
+    drawn = Image.fromarray((255 * shape_mask(shape, 96, 96, (48, 48), 40)).astype(np.uint8))
+    return [
+        _framed(np.asarray(drawn.filter(ImageFilter.GaussianBlur(softness))) > 127)
+        for softness in SOFTNESS
+    ]
 
 
 def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -95,7 +101,7 @@ def see(picture: Pixels) -> Seen:
         return Seen(_nearest_colour(ground), "", "")
     colour = np.median(pixels[mask & (distance > 0.8 * far)], axis=0)
     framed = _framed(mask)
-    shape = max(SHAPES, key=lambda name: _overlap(framed, _templates()[name]))
+    shape = max(SHAPES, key=lambda name: max(_overlap(framed, t) for t in _templates(name)))
     return Seen(_nearest_colour(ground), _nearest_colour(colour), shape)
 
 
