@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from acmsao_cli.checkpoint.files import flush_folder, flushed, writing
 from acmsao_cli.errors import CheckpointError
+from acmsao_cli.writing import flush_folder, flushed, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -60,8 +60,6 @@ class CheckpointStore:
         """Write a checkpoint, make it visible at once, then remove the oldest above `keep`."""
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{target.name}.tmp"
-        if target.exists():  # the same run at the same step: the same bits
-            return target
         with writing(self.folder):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -76,10 +74,19 @@ class CheckpointStore:
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             flushed(temporary / MANIFEST)
             flush_folder(temporary)
-            os.replace(temporary, target)
-            flush_folder(self.folder)
-        self.prune()
+            self._put_in_place(temporary, target)
+        self._discard_after(step)
+        self._prune()
         return target
+
+    def _put_in_place(self, temporary: Path, target: Path) -> None:
+        """Rename; where a run that went back comes to the same step again, the old one goes."""
+        former = self.folder / f".{target.name}.former.tmp"
+        if target.exists():
+            os.replace(target, former)
+        os.replace(temporary, target)
+        flush_folder(self.folder)
+        shutil.rmtree(former, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -88,13 +95,13 @@ class CheckpointStore:
         found = (step_of(entry) for entry in self.folder.iterdir())
         return sorted(step for step in found if step is not None)
 
-    def prune(self) -> None:
+    def _prune(self) -> None:
         """Remove all but the newest `keep`."""
         for step in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
-    def discard_after(self, step: int) -> None:
-        """Remove checkpoints newer than `step`: the run goes on from there on another path."""
+    def _discard_after(self, step: int) -> None:
+        """Remove checkpoints newer than `step`: the run went back, and goes on from here."""
         for newer in self.steps():
             if newer > step:
                 shutil.rmtree(self.folder / f"step-{newer:08d}", ignore_errors=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acmsao_cli.checkpoint.files import write_whole, writing
 from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
 from acmsao_cli.errors import CheckpointError, ConfigError, RunLockedError
+from acmsao_cli.writing import write_whole, writing
 
 RUNS = Path("runs")
 SUMMARY = "summary.json"

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acmsao_cli.checkpoint.files import publish, writing
 from acmsao_cli.checkpoint.store import CheckpointStore
 from acmsao_cli.data.base import ImageExample
 from acmsao_cli.engine.assemble import Run
@@ -25,31 +24,31 @@ from acmsao_cli.engine.step import training_step
 from acmsao_cli.errors import DivergedError, StoppedError
 from acmsao_cli.models.base import Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
+from acmsao_cli.writing import writing
 
 
 def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[str, Any]:
     """Bring `run` to its last step and write what it leaves. Returns the summary."""
     started = time.monotonic()
     store = CheckpointStore(folder.checkpoints, run.config.recipe.checkpoint.keep)
+    folder.reopen()
     store.remove_leftovers()
-    store.discard_after(run.step)
     metrics = MetricsFile(folder.metrics, run.step)
     if run.step == 0:
         draw_samples(run, folder, listener)
+    forget_peak(run.core.trainee.device)
     stop.stepping = True
     while run.step < run.total_steps:
         metrics.append(advance(run, folder, listener))
-        last = run.step == run.total_steps
-        if last or stop.number or run.step % run.config.recipe.checkpoint.every == 0:
+        stopping, last = stop.number, run.step == run.total_steps
+        if last or stopping or run.step % run.config.recipe.checkpoint.every == 0:
             save(run, store, metrics, listener)
-        if stop.number and not last:
-            raise stopped(stop.number, run, folder)
+        if stopping:
+            raise stopped(stopping, run, folder)
         every = run.config.recipe.samples.every
         if every and run.step % every == 0 and not last:
             draw_samples(run, folder, listener)
     stop.stepping = False
-    if stop.number:
-        raise stopped(stop.number, run, folder)
     return finish(run, folder, metrics, time.monotonic() - started, listener)
 
 
@@ -126,6 +125,7 @@ def draw_samples(run: Run, folder: RunFolder, listener: Listener) -> None:
         listener(Working("drawing samples", len(samples), len(prompts)))
     path = folder.samples / f"step-{run.step:08d}"
     write_samples(samples, path)
+    forget_peak(run.core.trainee.device)
     listener(Saved("samples", path, run.step))
 
 
@@ -147,7 +147,6 @@ def finish(
     with writing(folder.final):
         folder.final.mkdir(parents=True, exist_ok=True)
     exported = run.core.trainee.export(folder.final, training_facts(run, losses))
-    publish(folder.final)
     listener(Working("writing and checking the final files", 1, 1))
     summary = {
         "status": "finished",
@@ -159,7 +158,7 @@ def finish(
         "seconds": round(seconds, 1),
         "loss_from": losses[0] if losses else None,
         "loss_to": losses[1] if losses else None,
-        "peak_memory_bytes": peak_memory(run.core.trainee.device),
+        "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],
         "versions": versions(),
@@ -196,7 +195,13 @@ def describe_export(exported: Exported, folder: RunFolder) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest point so far: allocated on a GPU, resident in this process on a CPU."""
+    """Bytes at the highest point: of the steps, allocated, on a GPU; resident so far, on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def forget_peak(device: torch.device) -> None:
+    """Leave what sampling and encoding held out of the steps' peak, which the plan is about."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from acmsao_cli import __version__
-from acmsao_cli.checkpoint.files import write_whole, writing
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.config.writing import to_yaml
+from acmsao_cli.writing import write_whole, writing
 
 
 class MetricsFile:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from acmsao_cli.checkpoint.files import write_whole, writing
 from acmsao_cli.models.base import Sample
+from acmsao_cli.writing import write_whole, writing
 
 TILE = 224
 MARGIN = 10

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from acmsao_cli.errors import ConfigError, OutputError
 from acmsao_cli.models.locate import locate
-from acmsao_cli.models.staging import staged
+from acmsao_cli.writing import staged
 
 TEXT_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model")
 

@@ -1,14 +1,12 @@
 """Writing safetensors one tensor at a time: no second copy of a model in memory.
 
-Beside that: the file has the permissions that the user's umask asks for, reaches the disk before
-its name does, and can carry the hash of its own weights.
+Beside that: the file appears whole, and can carry the hash of its own weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from acmsao_cli.models.staging import staged
+from acmsao_cli.writing import staged
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -68,8 +66,6 @@ def write_safetensors(
         if HASH.encode() in header:
             file.seek(8)
             file.write(header.replace(HASH.encode(), digest.encode()))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _header(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from acmsao_cli.checkpoint.files import write_whole
 from acmsao_cli.checkpoint.store import (
     MANIFEST,
     CheckpointStore,
@@ -79,5 +78,3 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
         CheckpointStore(tmp_path / "file", 2).save(1, FILES, {})
-    with pytest.raises(OutputError, match="cannot write"):
-        write_whole(tmp_path / "file" / "x.txt", "text")

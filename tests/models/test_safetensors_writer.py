@@ -15,7 +15,6 @@ from torch import Tensor
 from acmsao_cli.errors import OutputError
 from acmsao_cli.models.safetensors_header import read_header
 from acmsao_cli.models.safetensors_writer import HASH, Entry, entry, write_safetensors
-from acmsao_cli.models.staging import staged
 
 
 def test_tensors_come_back_with_their_dtype_and_shape(tmp_path: Path) -> None:
@@ -71,14 +70,3 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         write_safetensors(tmp_path / "m", {"w": Entry((1,), torch.float32, fail)}, {})
     assert [file.name for file in tmp_path.iterdir()] == ["m"]
     assert (tmp_path / "m").read_text() == "before"
-
-
-def test_a_staged_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").write_text("old")
-    with staged(target) as stage:
-        stage.mkdir()
-        (stage / "new").write_text("new")
-        assert (target / "old").exists()
-    assert [file.name for file in target.iterdir()] == ["new"]

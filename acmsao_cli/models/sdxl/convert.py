@@ -16,7 +16,7 @@ from acmsao_cli.models.sdxl.metadata import ARCHITECTURE, ORIGINAL_LAYOUT, SPEC_
 from acmsao_cli.models.sdxl.single_file import write_single_file
 from acmsao_cli.models.sdxl.source import find, open_parts, prediction_of
 from acmsao_cli.models.sdxl.verify import check_folder, check_single_file
-from acmsao_cli.models.staging import staged
+from acmsao_cli.writing import staged
 
 Layout = Literal["diffusers", "single-file"]
 

@@ -31,7 +31,7 @@ from acmsao_cli.models.sdxl.verify import (
     check_single_file,
     check_tensors,
 )
-from acmsao_cli.models.staging import staged
+from acmsao_cli.writing import staged
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
