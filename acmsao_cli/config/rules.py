@@ -15,7 +15,7 @@ from acmsao_cli.config.choices import parts
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.recipe import LAYERS, Origin, Recipe
 from acmsao_cli.config.sdxl import ImageData, SdxlFull, SdxlLora, SdxlRecipe
-from acmsao_cli.config.sections import Lora
+from acmsao_cli.config.sections import Lora, OptimizerSection, Section
 from acmsao_cli.config.suggest import closest
 
 
@@ -30,7 +30,8 @@ class Broken(NamedTuple):
 RecipeRule: TypeAlias = Callable[[Recipe], Iterator[Broken]]
 RULES: list[RecipeRule] = []
 
-FORMATS_OF_METHODS = {
+# What each family writes of each method, in the order of writing; exporters read it here too.
+FORMATS_OF_METHODS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("sdxl", "lora"): ("kohya", "peft"),
     ("sdxl", "full"): ("diffusers", "single-file"),
     ("causal_lm", "lora"): ("peft",),
@@ -183,7 +184,15 @@ def options_of_the_rule(recipe: Recipe) -> Iterator[Broken]:
 @holds
 def rounding_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
     """Updates of fp32 weights are written as they are."""
-    if recipe.model.dtype == "fp32" and recipe.optimizer.rounding != "stochastic":
+    if recipe.optimizer.rounding == _default(OptimizerSection, "rounding"):
+        return
+    if isinstance(recipe.method, Lora):
+        yield Broken(
+            ("optimizer.rounding", "method.kind"),
+            "`optimizer.rounding` has no effect on adapters, which are fp32 whatever the base is",
+            "drop it, or train the weights themselves: method.kind=full",
+        )
+    elif recipe.model.dtype == "fp32":
         yield Broken(
             ("optimizer.rounding", "model.dtype"),
             "`optimizer.rounding` has no effect on fp32 weights (`model.dtype`)",
@@ -236,12 +245,15 @@ def targets_of_one_kind(recipe: Recipe) -> Iterator[Broken]:
 @holds
 def samples_have_prompts(recipe: Recipe) -> Iterator[Broken]:
     """Without prompts nothing is sampled."""
-    if recipe.samples.every and not recipe.samples.prompts:
-        yield Broken(
-            ("samples.every", "samples.prompts"),
-            "`samples.every` is set, but `samples.prompts` is empty",
-            "add prompts, or drop it",
-        )
+    if recipe.samples.prompts:
+        return
+    for name in type(recipe.samples).model_fields:
+        if getattr(recipe.samples, name) != _default(type(recipe.samples), name):
+            yield Broken(
+                (f"samples.{name}", "samples.prompts"),
+                f"`samples.{name}` is set, but `samples.prompts` is empty",
+                "add prompts, or drop it",
+            )
 
 
 @holds
@@ -299,5 +311,5 @@ def columns_of_a_table(recipe: Recipe) -> Iterator[Broken]:
             )
 
 
-def _default(section: type[ImageData], name: str) -> object:
+def _default(section: type[Section], name: str) -> object:
     return section.model_fields[name].default

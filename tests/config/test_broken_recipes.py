@@ -225,7 +225,11 @@ REFUSED_SETTINGS = {
         "must be a multiple of 8",
         "1000",
     ),
-    "odd sample": (("samples.width=100",), "`samples.width` must be a multiple of 8", "try 96"),
+    "odd sample": (
+        ("samples.prompts=[a]", "samples.width=100"),
+        "`samples.width` must be a multiple of 8",
+        "try 96",
+    ),
     "buckets off": (("data.buckets=false", "data.bucket_step=32"), "`data.buckets` is false", ""),
     "columns of a folder": (
         ("data.format=captions", "data.caption_column=tags"),
@@ -233,9 +237,14 @@ REFUSED_SETTINGS = {
         "huggingface",
     ),
     "rounding of fp32": (
-        ("model.dtype=fp32", "optimizer.rounding=nearest"),
+        ("method.kind=full", "model.dtype=fp32", "optimizer.rounding=nearest"),
         "has no effect on fp32",
         "bf16",
+    ),
+    "rounding of adapters": (
+        ("model.dtype=bf16", "optimizer.rounding=nearest"),
+        "has no effect on adapters",
+        "method.kind=full",
     ),
     "revision of a builtin": (("model.revision=main",), "is no hub id", "drop model.revision"),
     "eps of a sign": (
@@ -267,6 +276,28 @@ def test_a_setting_is_honoured_or_refused(
     assert says in error.message
     assert suggests in (error.hint or "")
     assert "--set" in error.message or "r.yaml" in error.message
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("sdxl", "samples.every=5"),
+        ("sdxl", "samples.seed=1"),
+        ("sdxl", "samples.steps=4"),
+        ("sdxl", "samples.guidance=7"),
+        ("sdxl", "samples.width=64"),
+        ("sdxl", "samples.height=64"),
+        ("causal_lm", "samples.every=5"),
+        ("causal_lm", "samples.max_new_tokens=5"),
+    ],
+)
+def test_no_setting_of_samples_is_accepted_where_nothing_is_sampled(
+    refusal: Refusal, sdxl: str, causal_lm: str, family: str, setting: str
+) -> None:
+    error = refusal(sdxl if family == "sdxl" else causal_lm, setting)
+    key = setting.partition("=")[0]
+    assert error.message == (f"`{key}` is set, but `samples.prompts` is empty in --set {setting}")
+    assert error.hint == "add prompts, or drop it"
 
 
 @pytest.mark.parametrize(
