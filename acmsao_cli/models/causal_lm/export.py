@@ -23,10 +23,10 @@ from acmsao_cli.models.causal_lm.source import Source
 from acmsao_cli.models.locate import BUILTIN_PREFIX
 from acmsao_cli.models.lora import ADAPTER
 from acmsao_cli.models.quiet import quiet_libraries
+from acmsao_cli.writing import staged
 
 PREFIX = "base_model.model."
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-UNWRITABLE = (OSError, ValueError, SafetensorError)
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -42,13 +42,11 @@ def export_adapter(
     header = {"format": "pt"}
     if recipe.output.metadata:
         header["acmsao"] = json.dumps(describe(facts, recipe))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _adapter_config(model, source, recipe).save_pretrained(folder)
-        save_file(weights, folder / "adapter_model.safetensors", metadata=header)
-        _write_card(folder, facts, recipe, library="peft")
-    except UNWRITABLE as error:
-        raise _unwritable(folder, error) from error
+    with staged(folder) as stage:
+        stage.mkdir()
+        _adapter_config(model, source, recipe).save_pretrained(stage)
+        save_file(weights, stage / "adapter_model.safetensors", metadata=header)
+        _write_card(stage, facts, recipe, library="peft")
     difference = _largest_difference(weights, _read_adapter(folder, source), folder)
     return Exported(folder, "peft", "PeftModel.from_pretrained", difference)
 
@@ -66,13 +64,11 @@ def export_model(
         name: _cast(tensor, recipe.output.dtype)
         for name, tensor in (*model.named_parameters(), *_saved_buffers(model))
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with staged(folder) as stage:
+        stage.mkdir()
         with quiet_libraries():
-            _save_model(model, tokenizer, weights, folder)
-        _write_card(folder, facts, recipe, library="transformers")
-    except UNWRITABLE as error:
-        raise _unwritable(folder, error) from error
+            _save_model(model, tokenizer, weights, stage)
+        _write_card(stage, facts, recipe, library="transformers")
     difference = _largest_difference(weights, _read_model(folder), folder)
     return Exported(folder, "transformers", "AutoModelForCausalLM.from_pretrained", difference)
 
@@ -206,7 +202,3 @@ def _write_card(folder: Path, facts: TrainingFacts, recipe: CausalLmRecipe, libr
     rows = [f"| {name} | {value} |" for name, value in describe(facts, recipe).items()]
     lines = [*front, f"# {facts.name}", "", "Trained with acmsao.", "", "| | |", "|---|---|", *rows]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _unwritable(folder: Path, error: Exception) -> OutputError:
-    return OutputError(f"cannot write {folder}: {error}", hint="check free space and permissions")

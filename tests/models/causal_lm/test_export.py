@@ -175,3 +175,17 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(method, model_folder
     trainee = trained(recipe(model_folder(), method={"kind": method}))
     with pytest.raises(OutputError):
         trainee.export(tmp_path, FACTS)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_export_that_breaks_off_leaves_no_half_folder(
+    method, model_folder, recipe, tmp_path, monkeypatch
+):
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    trainee = trained(recipe(model_folder(), method={"kind": method}))
+    monkeypatch.setattr(module, "_write_card", full_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        trainee.export(tmp_path, FACTS)
+    assert list(tmp_path.iterdir()) == []
