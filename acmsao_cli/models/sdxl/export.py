@@ -113,10 +113,15 @@ def _write_lora(
     metadata: Mapping[str, str],
     in_diffusers: bool,
 ) -> float:
-    """Write, load back, and give the largest difference."""
+    """Write, load back, and give the largest difference.
+
+    Alphas stay fp32: rounded to 16 bits, they would change the scale of every layer.
+    """
     dtype = work.dtype(torch.float32)
-    write_safetensors(path, {name: entry(one, dtype) for name, one in weights.items()}, metadata)
-    error = check_tensors(path, weights, dtype)
+    dtypes = {name: torch.float32 if name.endswith(".alpha") else dtype for name in weights}
+    entries = {name: entry(one, dtypes[name]) for name, one in weights.items()}
+    write_safetensors(path, entries, metadata)
+    error = check_tensors(path, weights, dtypes)
     if in_diffusers:
         error = max(error, check_lora_in_diffusers(path, work.parts, dtype))
     return error

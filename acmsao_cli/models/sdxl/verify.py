@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,14 +59,17 @@ def exact(path: Path, errors: Mapping[str, float]) -> float:
     return errors[worst]
 
 
-def check_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> float:
-    """The file holds these tensors in this dtype, and no others."""
+def check_tensors(path: Path, tensors: Mapping[str, Tensor], dtypes: Dtypes) -> float:
+    """The file holds these tensors in these dtypes, and no others."""
     if set(read_header(path).tensors) != set(tensors):
         raise damaged(path, "it holds other tensors")
     with safe_open(path, framework="pt") as file:
         return exact(
             path,
-            {name: difference(one, dtype, file.get_tensor(name)) for name, one in tensors.items()},
+            {
+                name: difference(one, dtypes[name], file.get_tensor(name))
+                for name, one in tensors.items()
+            },
         )
 
 
@@ -86,15 +90,19 @@ def check_lora_in_diffusers(path: Path, parts: Components, dtype: torch.dtype) -
             raise damaged(path, f"diffusers adapts other layers of {component}")
         for name, layer in trained.items():
             other, where = loaded[name], f"{component}.{name}"
-            errors[f"{where}.scale"] = abs(layer.scaling[ADAPTER] - other.scaling[ADAPTER])
+            errors[f"{where}.scale"] = scale_error(layer.scaling[ADAPTER], other.scaling[ADAPTER])
             for part in ("lora_A", "lora_B"):
                 ours, theirs = (getattr(one, part)[ADAPTER].weight for one in (layer, other))
                 errors[f"{where}.{part}"] = difference(ours, dtype, theirs)
             if ADAPTER in layer.lora_magnitude_vector and component == "unet":
                 ours, theirs = (one.lora_magnitude_vector[ADAPTER].weight for one in (layer, other))
                 errors[f"{where}.magnitude"] = difference(ours, dtype, theirs)
-    scales = [name for name in errors if name.endswith(".scale") and errors[name] < 1e-6]
-    return exact(path, errors | dict.fromkeys(scales, 0.0))
+    return exact(path, errors)
+
+
+def scale_error(trained: float, loaded: float) -> float:
+    """How far two scales are apart; 0 for what the fp32 alpha of a file rounds away."""
+    return 0.0 if math.isclose(trained, loaded, rel_tol=1e-6) else abs(trained - loaded)
 
 
 def hollow(parts: Components) -> Components:

@@ -209,10 +209,30 @@ def test_the_asked_dtype_is_written(
     recipe = recipe_for(micro, method={"kind": kind}, output={"dtype": name})
     for one in exported(trained(recipe), tmp_path).values():
         for file in [one.path] if one.path.is_file() else one.path.rglob("*.safetensors"):
-            tensors = read_header(file).tensors.values()
-            assert {tensor.dtype for tensor in tensors} == {
+            tensors = read_header(file).tensors.items()
+            assert {tensor.dtype for key, tensor in tensors if not key.endswith(".alpha")} == {
                 {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}[name]
             }
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    "method",
+    [{"alpha": 0.3}, {"rslora": True, "rank": 12}, {"rslora": True, "rank": 12, "alpha": 3e4}],
+    ids=str,
+)
+def test_a_scale_that_16_bits_cannot_hold_comes_back(
+    micro: Path, recipe_for: RecipeFor, tmp_path: Path, method: dict[str, Any], dtype: str
+) -> None:
+    trainee = trained(recipe_for(micro, method=method, output={"dtype": dtype}))
+    files = exported(trainee, tmp_path)
+    assert files["kohya"].used_by.endswith("diffusers")
+    with quiet_libraries():
+        pipeline = plain_pipeline(micro)
+        pipeline.load_lora_weights(files["kohya"].path, adapter_name=ADAPTER)
+    ours = dict(adapted_layers(trainee.parts.unet))
+    for name, layer in adapted_layers(pipeline.unet):
+        assert layer.scaling[ADAPTER] == pytest.approx(ours[name].scaling[ADAPTER], rel=1e-6)
 
 
 def test_bf16_weights_stay_bf16_and_the_vae_fp32(
