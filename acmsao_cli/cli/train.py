@@ -14,8 +14,14 @@ from acmsao_cli.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
+    from acmsao_cli.data.base import Example
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
+
+
+WARNINGS_SHOWN = 5
+# A finished run whose recipe now asks for another length goes on.
+LENGTH = ("training.steps", "training.epochs")
 
 
 def train(
@@ -67,39 +73,39 @@ def listen(stack: ExitStack, json: bool) -> Listener:
 
 def rehearse(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Everything up to the loading of weights; nothing is written."""
-    from acmsao_cli.data.reading import read, require
     from acmsao_cli.engine.events import Notice
     from acmsao_cli.engine.folder import choose_place
 
     place = choose_place(config.name, output, resume)
-    reading = read(config.recipe.data)
-    examples = require(reading)
-    announce(config.with_data_format(reading.format), place, len(examples), listener)
+    config, examples = read_examples(config, listener)
+    announce(config, place, len(examples), listener)
     listener(Notice("dry run: nothing was loaded or written"))
 
 
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
     from acmsao_cli.checkpoint.store import open_checkpoint
-    from acmsao_cli.data.reading import read, require
-    from acmsao_cli.engine.assemble import assemble, restore
+    from acmsao_cli.engine.assemble import assemble, check_continuation, restore
     from acmsao_cli.engine.events import Finished, Notice
-    from acmsao_cli.engine.folder import choose_place
+    from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.loop import train as train_run
     from acmsao_cli.engine.report import write_recipe
     from acmsao_cli.engine.signals import stop_on_signal
+    from acmsao_cli.memory.planner import out_of_memory_named
 
     place = choose_place(config.name, output, resume)
-    if place.finished:
-        listener(Notice(f"already done: {place.folder.path}"))
-        listener(Finished(place.folder.path, place.folder.summary() or {}))
-        return
-    with stop_on_signal() as stop, place.folder.locked():
+    with stop_on_signal() as stop, place.folder.locked(), out_of_memory_named(config.recipe):
+        place = look_again(place)
+        config, examples = read_examples(config, listener)
         checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
-        reading = read(config.recipe.data)
-        examples = require(reading)
-        config = config.with_data_format(reading.format)
+        changes = check_continuation(config, examples, checkpoint) if checkpoint else []
+        if place.finished and not any(change.startswith(LENGTH) for change in changes):
+            listener(Notice(f"already done: {place.folder.path}"))
+            listener(Finished(place.folder.path, place.folder.summary() or {}))
+            return
         start = announce(config, place, len(examples), listener)
+        for change in changes:
+            listener(Notice(f"changed since the checkpoint: {change}"))
         write_recipe(config, place.folder.recipe, start.facts)
         prepared = assemble(config, examples, listener)
         if checkpoint:
@@ -107,11 +113,29 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
         train_run(prepared, place.folder, stop, listener)
 
 
+def read_examples(config: RunConfig, listener: Listener) -> tuple[RunConfig, tuple[Example, ...]]:
+    """The data's examples, and the configuration with its format decided; warnings are told."""
+    from acmsao_cli.data.reading import read, require
+    from acmsao_cli.engine.events import Notice
+
+    reading = read(config.recipe.data)
+    examples = require(reading)
+    warnings = [problem for problem in reading.problems if problem.severity == "warning"]
+    for problem in warnings[:WARNINGS_SHOWN]:
+        listener(Notice(f"{problem.place}: {problem.message}"))
+    if len(warnings) > WARNINGS_SHOWN:
+        more = len(warnings) - WARNINGS_SHOWN
+        listener(Notice(f"{more} more warnings: `acmsao data check` tells all"))
+    return config.with_data_format(reading.format), examples
+
+
 def announce(config: RunConfig, place: Place, num_examples: int, listener: Listener) -> Started:
     """Plan the run's memory and say what is about to be done. Raises DoesNotFitError."""
     from acmsao_cli.cli.describe import describe_start
+    from acmsao_cli.data.stream import check_batch_size
     from acmsao_cli.memory.planner import plan, require_fit
 
+    check_batch_size(num_examples, config.recipe.training.batch_size)
     made = plan(config)
     start = describe_start(config, place, made, num_examples)
     listener(start)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +20,13 @@ from acmsao_cli.checkpoint.resume import (
 )
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
-from acmsao_cli.data.base import Example
+from acmsao_cli.data.base import Example, ImageExample
 from acmsao_cli.data.randomness import Draw
-from acmsao_cli.data.stream import Stream, check_batch_size
+from acmsao_cli.data.stream import Stream
 from acmsao_cli.engine.events import Listener, Notice, Working
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.step import Core, build_core
-from acmsao_cli.errors import CheckpointError
+from acmsao_cli.errors import CheckpointError, ConfigError
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch
 
@@ -75,7 +77,7 @@ class Run:
         header = {
             "recipe": self.config.as_dict(),
             "optimizer": optimizer.state_header(),
-            "num_items": len(self.items),
+            "data": fingerprint(self.examples),
         }
         return files, header
 
@@ -83,7 +85,6 @@ class Run:
 def assemble(config: RunConfig, examples: Sequence[Example], listener: Listener) -> Run:
     """Load the model, apply the method, encode the examples, build optimizer and stream."""
     recipe = config.recipe
-    check_batch_size(len(examples), recipe.training.batch_size)
     device = resolve_device(recipe.training.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
     listener(Working("loading the model", 0, 1))
@@ -109,26 +110,55 @@ def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None  # the recipe has exactly one of the two
-    return math.ceil(training.epochs * batches_per_epoch / training.accumulation)
+    steps = math.ceil(training.epochs * batches_per_epoch / training.accumulation)
+    if config.recipe.schedule.warmup_steps > steps:
+        raise ConfigError(
+            f"`schedule.warmup_steps` is {config.recipe.schedule.warmup_steps}, but "
+            f"{training.epochs} epochs of this data are only {steps} steps",
+            hint=f"--set schedule.warmup_steps={steps // 10}",
+        )
+    return steps
+
+
+def check_continuation(
+    config: RunConfig, examples: Sequence[Example], checkpoint: Checkpoint
+) -> list[str]:
+    """What changed since `checkpoint` and may; raises CheckpointError for what may not.
+
+    Nothing has been loaded or written yet.
+    """
+    changes = require_same_recipe(checkpoint.header["recipe"], config.as_dict())
+    if checkpoint.header["data"] != fingerprint(examples):
+        raise CheckpointError(
+            f"the data at {config.recipe.data.source} is not what the run began with",
+            hint="put the data back, or start another run with --resume never",
+        )
+    return changes
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A hash over what the examples are called and what they say; pixels are not read for it."""
+    digest = hashlib.sha256()
+    for example in examples:
+        name = os.path.basename(example.place)
+        said = (
+            (example.caption, example.size)
+            if isinstance(example, ImageExample)
+            else (example.messages, example.text)
+        )
+        digest.update(repr((name, said)).encode())
+    return digest.hexdigest()
 
 
 def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
     """Bring `run` to where `checkpoint` was written. Raises CheckpointError."""
-    header = checkpoint.header
-    for change in require_same_recipe(header["recipe"], run.config.as_dict()):
-        listener(Notice(f"changed since the checkpoint: {change}"))
-    if header["num_items"] != len(run.items):
-        raise CheckpointError(
-            f"the data set has {len(run.items)} examples, the run had {header['num_items']}",
-            hint="put the data back, or start another run with --resume never",
-        )
     if checkpoint.step > run.total_steps:
         raise CheckpointError(
             f"{checkpoint.path} is at step {checkpoint.step}, past the {run.total_steps} asked for",
             hint="ask for more steps, or start another run with --resume never",
         )
     restore_weights(checkpoint, run.parameters)
-    notices = run.core.optimizer.load_state(checkpoint.tensors(OPTIMIZER), header["optimizer"])
-    for notice in notices:
+    tensors, header = checkpoint.tensors(OPTIMIZER), checkpoint.header["optimizer"]
+    for notice in run.core.optimizer.load_state(tensors, header):
         listener(Notice(notice))
     run.step = checkpoint.step

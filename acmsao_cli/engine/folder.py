@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
-from acmsao_cli.errors import CheckpointError, ConfigError, RunLockedError
+from acmsao_cli.errors import CheckpointError, ConfigError, OutputError, RunLockedError
 from acmsao_cli.writing import write_whole, writing
 
 RUNS = Path("runs")
 SUMMARY = "summary.json"
 RECIPE = "run.yaml"
-LOCK = ".lock"
+LOCK = ".acmsao.lock"
+# How run.yaml begins, which is itself a recipe: a file of that name may also be a user's.
+MARK = "# run of "
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run has been started here."""
-        return self.recipe.is_file() or (self.path / LOCK).is_file()
+        """Whether a run has been started here: by files that only a run writes."""
+        return (self.path / LOCK).is_file() or first_line(self.recipe).startswith(MARK)
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run wrote last; None while it is not finished."""
@@ -75,6 +77,11 @@ class RunFolder:
         """Write the file that makes the run a finished one."""
         write_whole(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
+    def reopen(self) -> None:
+        """Make a finished run an unfinished one, before anything in it changes."""
+        with writing(self.path):
+            (self.path / SUMMARY).unlink(missing_ok=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process. The kernel lets go when the process ends, however.
@@ -87,11 +94,16 @@ class RunFolder:
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 stream.seek(0)
                 raise RunLockedError(
                     f"{self.path} is in use by process {stream.read().strip() or 'unknown'}",
                     hint="wait for it, or choose another folder with --output",
+                ) from None
+            except OSError as error:
+                raise OutputError(
+                    f"{self.path} cannot be locked: {error.strerror}",
+                    hint="choose a folder on a local disk with --output",
                 ) from None
             stream.truncate(0)
             stream.write(f"{os.getpid()}\n")
@@ -110,16 +122,30 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to run, and from which checkpoint. `finished` means there is nothing left to do."""
+    """Where to run, and from which checkpoint.
+
+    `finished`: the run there has come to its end. `explicit`: the checkpoint was asked for by its
+    path, whatever came after it.
+    """
 
     folder: RunFolder
     checkpoint: Path | None = None
     finished: bool = False
+    explicit: bool = False
 
     @property
     def step(self) -> int | None:
         """The step of the checkpoint, by its name."""
         return step_of(self.checkpoint) if self.checkpoint else None
+
+
+def first_line(file: Path) -> str:
+    """The first line of a text file; empty if there is no such file."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            return stream.readline(200)
+    except OSError:
+        return ""
 
 
 def choose_place(name: str, output: Path | None, resume: str) -> Place:
@@ -146,9 +172,7 @@ def choose_place(name: str, output: Path | None, resume: str) -> Place:
             f"{output} already holds a run, which --resume never would overwrite",
             hint="choose another --output, or move that folder away",
         )
-    if folder.summary() is not None:
-        return Place(folder, finished=True)
-    return Place(folder, newest_checkpoint(folder.checkpoints))
+    return look_again(Place(folder))
 
 
 def place_at(path: Path, output: Path | None) -> Place:
@@ -159,11 +183,12 @@ def place_at(path: Path, output: Path | None) -> Place:
             hint="--resume takes auto, never, a run folder, or one of its checkpoints",
         )
     is_run = RunFolder(path).exists
-    if not is_run and step_of(path) is None:
+    if not is_run and not is_checkpoint_of_a_run(path):
         raise CheckpointError(
-            f"{path} is neither a run nor a checkpoint",
+            f"{path} is neither a run nor a checkpoint in one",
             hint="name a run folder, or one like RUN/checkpoints/step-00000200",
         )
+    path = path if is_run else path.resolve()
     folder = RunFolder(path if is_run else path.parent.parent)
     if output is not None and output.resolve() != folder.path.resolve():
         raise ConfigError(
@@ -171,15 +196,28 @@ def place_at(path: Path, output: Path | None) -> Place:
             hint="leave --output out: a resumed run goes on in its own folder",
         )
     if not is_run:
-        return Place(folder, path)
-    if folder.summary() is not None:
-        return Place(folder, finished=True)
-    checkpoint = newest_checkpoint(folder.checkpoints)
-    if checkpoint is None:
+        return Place(folder, path, explicit=True)
+    place = look_again(Place(folder))
+    if place.checkpoint is None:
         raise CheckpointError(
             f"{path} has no checkpoint yet", hint="start the run again with --resume auto"
         )
-    return Place(folder, checkpoint)
+    return place
+
+
+def is_checkpoint_of_a_run(path: Path) -> bool:
+    """Whether `path` is RUN/checkpoints/step-N of a run."""
+    home = path.resolve().parent
+    run = RunFolder(home.parent)
+    return step_of(path.resolve()) is not None and home == run.checkpoints and run.exists
+
+
+def look_again(place: Place) -> Place:
+    """What stands in the place's folder now: another process may have gone on with the run."""
+    if place.explicit:
+        return place
+    folder = place.folder
+    return Place(folder, newest_checkpoint(folder.checkpoints), folder.summary() is not None)
 
 
 def refuse_foreign(output: Path) -> None:

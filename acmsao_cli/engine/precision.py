@@ -27,6 +27,8 @@ def resolve_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The dtype of `model.dtype`: auto is bf16 on a GPU that computes in it, else fp32."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):
+        computes = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if computes else torch.float32

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -53,7 +54,7 @@ def read_samples(folder: Path) -> list[Sample]:
 
 def write_comparison(stages: Mapping[str, Sequence[Sample]], folder: Path) -> Path | None:
     """Before beside after in one file: before-after.png or before-after.md."""
-    stages = {name: samples for name, samples in stages.items() if samples}
+    stages = paired({name: samples for name, samples in stages.items() if samples})
     if not stages:
         return None
     first = next(iter(stages.values()))
@@ -64,6 +65,28 @@ def write_comparison(stages: Mapping[str, Sequence[Sample]], folder: Path) -> Pa
         path = folder / "before-after.md"
         write_whole(path, comparison_text(stages))
     return path
+
+
+def paired(stages: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
+    """The samples whose prompt every stage has, in the same order: prompts may have changed.
+
+    A prompt that stands twice is drawn with two seeds, so its first is paired with its first.
+    """
+    numbered = {name: dict(number_prompts(samples)) for name, samples in stages.items()}
+    common = [
+        key
+        for key in next(iter(numbered.values()), {})
+        if all(key in found for found in numbered.values())
+    ]
+    return {name: [found[key] for key in common] for name, found in numbered.items() if common}
+
+
+def number_prompts(samples: Sequence[Sample]) -> Iterator[tuple[tuple[str, int], Sample]]:
+    """Each sample under its prompt and how often that came before."""
+    seen: Counter[str] = Counter()
+    for sample in samples:
+        yield (sample.prompt, seen[sample.prompt]), sample
+        seen[sample.prompt] += 1
 
 
 def comparison_text(stages: Mapping[str, Sequence[Sample]]) -> str:

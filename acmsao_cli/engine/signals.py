@@ -11,6 +11,18 @@ from types import FrameType
 
 from acmsao_cli.errors import StoppedError
 
+
+class Interrupted(BaseException):
+    """Raised by the signal handler where there is nothing to save.
+
+    Not an Exception: code that answers any failure of a library must not answer this one.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -19,7 +31,7 @@ class Stop:
     """Which signal asked the run to stop, if one did.
 
     While `stepping`, a signal is only noted: the loop finishes its step, saves, and stops.
-    Otherwise there is nothing to save and the signal raises StoppedError on the spot. A second
+    Otherwise there is nothing to save and the signal raises Interrupted on the spot. A second
     signal ends the process at once; the last checkpoint is whole, since checkpoints appear by
     renaming.
     """
@@ -33,16 +45,19 @@ class Stop:
             os._exit(128 + number)
         self.number = number
         if not self.stepping:
-            raise StoppedError(number, "stopped; nothing new had to be saved")
+            raise Interrupted(number)
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Note SIGINT, SIGTERM and SIGHUP instead of dying of them."""
+    """Note SIGINT, SIGTERM and SIGHUP instead of dying of them. Raises StoppedError."""
     stop = Stop()
     previous = {number: signal.signal(number, stop.handle) for number in STOPPING}
     try:
         yield stop
+    except Interrupted as stopped:
+        message = "stopped; nothing new had to be saved"
+        raise StoppedError(stopped.number, message) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

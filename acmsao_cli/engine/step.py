@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.randomness import derive_seed
@@ -125,9 +125,10 @@ def training_step(
         guard("loss", loss.detach())
         loss.backward()
         losses.append(loss.detach())
-    norm = clip_gradients(core)
+    norm = gradient_norm(core)
     if norm is not None:
         guard("gradient norm", norm)
+        clip_gradients(core, norm)
     core.optimizer.step()
     core.optimizer.zero_grad(set_to_none=True)
     if norm is None:
@@ -141,9 +142,22 @@ def set_lr(optimizer: ComposedOptimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def clip_gradients(core: Core) -> Tensor | None:
-    """Scale all gradients to a global norm of at most `clip_norm`; returns the norm before."""
-    if core.clip_norm is None:
+def trained(core: Core) -> list[nn.Parameter]:
+    """The weights that are stepped."""
+    return [p for group in core.optimizer.param_groups for p in group["params"]]
+
+
+def gradient_norm(core: Core) -> Tensor | None:
+    """Norm of all gradients in fp32, 0-d, whatever their dtype; None where none are left."""
+    gradients = [p.grad for p in trained(core) if p.grad is not None]
+    if not gradients:
         return None
-    parameters = [p for group in core.optimizer.param_groups for p in group["params"]]
-    return torch.nn.utils.clip_grad_norm_(parameters, core.clip_norm)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+def clip_gradients(core: Core, norm: Tensor) -> None:
+    """Scale all gradients so that their global norm is at most `clip_norm`."""
+    if core.clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained(core), core.clip_norm, norm)

@@ -6,16 +6,16 @@ engine's own training step: there is no second formula that could drift from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from acmsao_cli.config.recipe import Recipe, RunConfig
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.report import human_bytes
-from acmsao_cli.engine.step import Core, build_core, training_step
+from acmsao_cli.engine.step import Core, build_core, trained, training_step
 from acmsao_cli.errors import DoesNotFitError
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
@@ -60,9 +60,9 @@ def plan(config: RunConfig) -> MemoryPlan:
         trainee = family.open(recipe, torch.device("meta"), dtype)
         core = build_core(recipe, trainee)
         peak = trace_step(core, recipe)
-    trained = sum(p.numel() for group in core.optimizer.param_groups for p in group["params"])
+    num_trained = sum(parameter.numel() for parameter in trained(core))
     return MemoryPlan(
-        {name: peak.get(name, 0) for name in CATEGORIES}, trained, facts, device, dtype
+        {name: peak.get(name, 0) for name in CATEGORIES}, num_trained, facts, device, dtype
     )
 
 
@@ -77,24 +77,19 @@ def trace_step(core: Core, recipe: Recipe) -> Mapping[str, int]:
     tracer.claim(core.optimizer.state_tensors().values(), "optimizer")
     handles = [
         parameter.register_hook(lambda gradient: tracer.claim([gradient], "gradients"))
-        for parameter in trained_parameters(core)
+        for parameter in trained(core)
     ]
     training = recipe.training
     try:
         with fused_attention_shapes(), tracer:
-            batches = [
-                core.trainee.meta_batch(training.batch_size) for _ in range(training.accumulation)
-            ]
+            # The second portion meets the gradients of the first; more of them change nothing.
+            portions = min(training.accumulation, 2)
+            batches = [core.trainee.meta_batch(training.batch_size) for _ in range(portions)]
             training_step(core, batches, first_micro_batch=0, lr_factor=1.0)
     finally:
         for handle in handles:
             handle.remove()
     return dict(tracer.peak)
-
-
-def trained_parameters(core: Core) -> list[nn.Parameter]:
-    """The weights the optimizer steps."""
-    return [p for group in core.optimizer.param_groups for p in group["params"]]
 
 
 def require_fit(made: MemoryPlan, recipe: Recipe) -> None:
@@ -115,6 +110,16 @@ def require_fit(made: MemoryPlan, recipe: Recipe) -> None:
                 f"  {parts}",
                 hint=advice(recipe),
             )
+
+
+@contextmanager
+def out_of_memory_named(recipe: Recipe) -> Iterator[None]:
+    """Within, real memory that ran out is a DoesNotFitError with advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["the system has no more"])[0]
+        raise DoesNotFitError(f"out of memory: {reason}", hint=advice(recipe)) from None
 
 
 def advice(recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,31 @@ def test_a_finished_run_is_already_done_and_a_new_one_gets_a_number(acmsao: Any,
     assert acmsao("train", str(lm)).code == 0
     assert acmsao("train", str(lm), "-s", "training.steps=2").code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["chat-001", "chat-002"]
+
+
+def test_a_finished_run_of_another_recipe_is_not_done_and_a_longer_one_goes_on(
+    acmsao: Any, lm: Path
+) -> None:
+    assert acmsao("train", str(lm), "-o", "out").code == 0
+    other = acmsao("train", str(lm), "-o", "out", "-s", "optimizer.lr=0.02")
+    assert other.code == 5
+    assert "optimizer.lr: 0.01 in the run, 0.02 now" in other.err
+    assert "0.02" not in Path("out/run.yaml").read_text()
+    longer = acmsao("train", str(lm), "-o", "out", "-s", "training.steps=8")
+    assert longer.code == 0, longer.err
+    assert "continuing at step 6" in longer.out
+    summary = RunFolder(Path("out")).summary()
+    assert summary is not None
+    assert summary["steps"] == 8
+
+
+def test_warnings_about_the_data_are_told(acmsao: Any, sdxl: Path, tmp_path: Path) -> None:
+    recipe = json.loads(sdxl.read_text())
+    pictures = tmp_path / "pictures"
+    shutil.copytree(recipe["data"]["source"], pictures)
+    (pictures / "orphan.txt").write_text("nobody's caption")
+    done = acmsao("train", str(sdxl), "-s", "data.source=./pictures", "--dry-run")
+    assert "orphan.txt" in done.out
 
 
 @pytest.mark.parametrize("options", [(), FUSED, ("-p", "16gb", "-s", "memory.budget_gb=null")])

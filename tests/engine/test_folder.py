@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acmsao_cli.checkpoint.store import CheckpointStore
-from acmsao_cli.engine.folder import RunFolder, choose_place
+from acmsao_cli.engine.folder import MARK, RunFolder, choose_place, look_again
 from acmsao_cli.errors import CheckpointError, ConfigError, RunLockedError
 
 
@@ -23,7 +23,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(path: Path, step: int | None = None) -> RunFolder:
     folder = RunFolder(path)
     path.mkdir(parents=True)
-    folder.recipe.write_text("about: test\n")
+    folder.recipe.write_text(f"{MARK}`quick`\n")
     if step is not None:
         CheckpointStore(folder.checkpoints, 2).save(step, {"weights": {"w": torch.ones(1)}}, {})
     return folder
@@ -62,6 +62,46 @@ def test_a_folder_that_is_not_a_run_is_refused() -> None:
         choose_place("quick", Path("mine"), "auto")
     with pytest.raises(ConfigError, match="not a run folder"):
         choose_place("quick", Path("mine/thesis.txt"), "auto")
+
+
+def test_files_that_only_look_like_a_run_are_left_alone() -> None:
+    Path("mine").mkdir()
+    Path("mine/run.yaml").write_text("about: a recipe of my own\n")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        choose_place("quick", Path("mine"), "auto")
+    backup = Path("home/backup/step-00000200")
+    backup.mkdir(parents=True)
+    (backup / "manifest.json").write_text("{}")
+    for path in (backup, Path("home"), Path("home/backup")):
+        with pytest.raises(CheckpointError, match="neither a run nor a checkpoint"):
+            choose_place("quick", None, str(path))
+
+
+def test_a_checkpoint_named_from_within_its_folder_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = start(Path("out"), step=3)
+    home = folder.path.resolve()
+    monkeypatch.chdir(folder.checkpoints)
+    place = choose_place("quick", None, "step-00000003")
+    assert place.folder.path == home
+
+
+def test_a_finished_run_can_go_on_from_an_older_checkpoint_and_is_then_unfinished() -> None:
+    folder = start(Path("out"), step=3)
+    CheckpointStore(folder.checkpoints, 2).save(6, {"weights": {"w": torch.ones(1)}}, {})
+    folder.finish({"status": "finished"})
+    place = look_again(choose_place("quick", None, "out/checkpoints/step-00000003"))
+    assert (place.step, place.finished) == (3, False)
+    folder.reopen()
+    assert not choose_place("quick", Path("out"), "auto").finished
+
+
+def test_another_process_that_finished_meanwhile_is_noticed() -> None:
+    folder = start(Path("out"), step=3)
+    place = choose_place("quick", Path("out"), "auto")
+    folder.finish({"status": "finished"})
+    assert look_again(place).finished
 
 
 def test_resume_takes_a_run_or_one_of_its_checkpoints() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from acmsao_cli.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
-from acmsao_cli.engine.assemble import restore
+from acmsao_cli.engine.assemble import check_continuation, restore
 from acmsao_cli.engine.events import Event, StepDone
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import train
 from acmsao_cli.engine.report import read_metrics
+from acmsao_cli.engine.samples import paired
 from acmsao_cli.engine.signals import Stop, stop_on_signal
 from acmsao_cli.errors import CheckpointError, DivergedError, StoppedError
+from acmsao_cli.models.base import Sample
 
 
 def ignore(event: Event) -> None:
@@ -131,12 +134,15 @@ def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
     with pytest.raises(StoppedError):
         train(make_run(), folder, stop, stop_after(4, stop))
     checkpoint = newest(folder)
+    examples = make_run().examples
     with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.05 in the run, 0\.01 now"):
-        restore(make_run(make_config(optimizer={"lr": 0.01})), checkpoint, ignore)
-    notices: list[Event] = []
+        check_continuation(make_config(optimizer={"lr": 0.01}), examples, checkpoint)
+    with pytest.raises(CheckpointError, match="the data at toy is not what"):
+        check_continuation(make_config(), [*examples[1:], examples[0]], checkpoint)
     changed = make_config(training={"steps": 12}, optimizer={"storage": "bf16"})
+    assert "training.steps: 8 -> 12" in check_continuation(changed, examples, checkpoint)
+    notices: list[Event] = []
     restore(make_run(changed), checkpoint, notices.append)
-    assert any("training.steps: 8 -> 12" in str(notice) for notice in notices)
     assert any("bf16" in str(notice) for notice in notices)
 
 
@@ -155,6 +161,38 @@ def test_a_second_signal_during_the_loop_would_end_the_process_at_once(
 
 
 def test_a_signal_before_the_first_step_stops_on_the_spot() -> None:
-    with stop_on_signal(), pytest.raises(StoppedError) as error:
+    with pytest.raises(StoppedError) as error, stop_on_signal():
         signal.raise_signal(signal.SIGHUP)
     assert error.value.exit_code == 129
+
+
+def test_a_library_that_answers_every_failure_cannot_answer_a_signal() -> None:
+    def forgiving() -> None:
+        with suppress(Exception):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(StoppedError), stop_on_signal():
+        forgiving()
+
+
+def test_going_back_keeps_the_newer_checkpoints_until_there_is_another(
+    tmp_path: Path, make_run: Any
+) -> None:
+    folder = RunFolder(tmp_path)
+    train(make_run(), folder, Stop(), ignore)
+    run = make_run()
+    restore(run, open_checkpoint(folder.checkpoints / "step-00000006"), ignore)
+    stop = Stop()
+    with pytest.raises(StoppedError):
+        train(run, folder, stop, stop_after(7, stop))
+    assert folder.summary() is None
+    names = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert names == ["step-00000006", "step-00000007"]
+
+
+def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
+    before = [Sample("a", text="1"), Sample("b", text="2"), Sample("a", text="3")]
+    after = [Sample("a", text="4"), Sample("c", text="5")]
+    pairs = paired({"before": before, "after": after})
+    assert pairs == {"before": [before[0]], "after": [after[0]]}
+    assert paired({"before": before, "after": [Sample("c", text="5")]}) == {}

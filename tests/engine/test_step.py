@@ -55,16 +55,34 @@ def test_fused_backward_gives_the_bits_of_the_ordinary_step(
     assert_same(runs[0][1], runs[1][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_norm_is_reported_alike_by_every_way_of_stepping(
-    make_run: Any, make_config: Any
+    make_run: Any, make_config: Any, dtype: torch.dtype
 ) -> None:
     norms = []
     for fused, clip in ((False, None), (True, None), (False, 1e9)):
         config = make_config(optimizer={"fused_backward": fused}, training={"clip_norm": clip})
-        run = make_run(config)
+        run = make_run(config, dtype)
         result = training_step(run.core, run.next_batches(), first_micro_batch=0, lr_factor=1.0)
+        assert result.gradient_norm.dtype == torch.float32
         norms.append(float(result.gradient_norm))
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
+def test_the_guard_sees_the_norm_before_any_weight_moves(make_run: Any, make_config: Any) -> None:
+    for clip in (None, 1.0):
+        run = make_run(make_config(training={"clip_norm": clip}))
+        before = weights(run)
+
+        def refuse(what: str, value: torch.Tensor) -> None:
+            if what == "gradient norm":
+                raise ArithmeticError(what)
+
+        with pytest.raises(ArithmeticError):
+            training_step(
+                run.core, run.next_batches(), first_micro_batch=0, lr_factor=1.0, guard=refuse
+            )
+        assert_same(before, weights(run))
 
 
 def test_no_gradients_pile_up_when_stepping_during_backward(
