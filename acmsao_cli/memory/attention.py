@@ -29,16 +29,22 @@ class FlashShape(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Gradients of the inputs' shapes."""
+        """Gradients of the inputs' shapes; those of grouped keys are summed over their group."""
         query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        heads, groups = query.shape[1], key.shape[1]
+        wide = [
+            torch.empty_like(one).repeat_interleave(heads // groups, 1)
+            if groups != heads
+            else torch.empty_like(one)
+            for one in (key, value)
+        ]
+        return torch.empty_like(query), *(
+            one.unflatten(1, (groups, -1)).sum(2) if groups != heads else one for one in wide
+        )
 
 
 def flash_shaped(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Stand-in for `scaled_dot_product_attention`; grouped keys are repeated as the kernels do."""
-    if key.shape[1] != query.shape[1]:
-        times = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+    """Stand-in for `scaled_dot_product_attention`; grouped keys are read in place."""
     result: Tensor = FlashShape.apply(query, key, value)  # type: ignore[no-untyped-call]
     return result
 

@@ -6,7 +6,7 @@ engine's own training step: there is no second formula that could drift from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from acmsao_cli.engine.step import Core, build_core, trained, training_step
 from acmsao_cli.errors import DoesNotFitError
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
-from acmsao_cli.models.base import Facts
+from acmsao_cli.models.base import Batch, Facts
 from acmsao_cli.optim.tracing import StorageTracer
 
 # What is neither weight, gradient nor state is an activation, or a temporary of the step.
@@ -59,14 +59,24 @@ def plan(config: RunConfig) -> MemoryPlan:
     with torch.random.fork_rng(devices=[]):
         trainee = family.open(recipe, torch.device("meta"), dtype)
         core = build_core(recipe, trainee)
-        peak = trace_step(core, recipe)
+        with fused_attention_shapes():
+            peak = trace_step(core, meta_batches(core, recipe))
     num_trained = sum(parameter.numel() for parameter in trained(core))
     return MemoryPlan(
         {name: peak.get(name, 0) for name in CATEGORIES}, num_trained, facts, device, dtype
     )
 
 
-def trace_step(core: Core, recipe: Recipe) -> Mapping[str, int]:
+def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
+    """The largest micro-batches of a step.
+
+    The second meets the gradients of the first; a third would change nothing.
+    """
+    portions = min(recipe.training.accumulation, 2)
+    return [core.trainee.meta_batch(recipe.training.batch_size) for _ in range(portions)]
+
+
+def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
     """Bytes by category at the peak of a training step of `core`, wherever its tensors are."""
     tracer = StorageTracer(BLOCK)
     tracer.category = ACTIVATIONS
@@ -75,16 +85,14 @@ def trace_step(core: Core, recipe: Recipe) -> Mapping[str, int]:
         tracer.claim(module.buffers(), "weights")
     core.optimizer.allocate()
     tracer.claim(core.optimizer.state_tensors().values(), "optimizer")
+    for batch in batches:
+        tracer.claim(batch.inputs.values(), ACTIVATIONS)
     handles = [
         parameter.register_hook(lambda gradient: tracer.claim([gradient], "gradients"))
         for parameter in trained(core)
     ]
-    training = recipe.training
     try:
-        with fused_attention_shapes(), tracer:
-            # The second portion meets the gradients of the first; more of them change nothing.
-            portions = min(training.accumulation, 2)
-            batches = [core.trainee.meta_batch(training.batch_size) for _ in range(portions)]
+        with tracer:
             training_step(core, batches, first_micro_batch=0, lr_factor=1.0)
     finally:
         for handle in handles:
