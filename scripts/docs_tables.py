@@ -9,7 +9,7 @@ writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ def rows(header: str, lines: Iterable[str]) -> str:
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections an annotation allows: one, or one for each method."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in getattr(annotation, "__args__", ()) for section in sections(part)]
+    """The sections an annotation allows, one or one for each method; none where values may be."""
+    choices = getattr(annotation, "__args__", (annotation,))
+    found = [one for one in choices if isinstance(one, type) and issubclass(one, BaseModel)]
+    return found if len(found) == len(choices) else []
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -109,9 +109,17 @@ def optimizer_parts() -> str:
     from acmsao_cli.optim import catalog
 
     return rows(
-        "| part | name | what it does |",
-        (f"| {part.kind} | `{part.name}` | {part.summary} |" for part in catalog.describe()),
+        "| part | name | options | what it does |",
+        (
+            f"| {part.kind} | `{part.name}` | {options(part.options)} | {part.summary} |"
+            for part in catalog.describe()
+        ),
     )
+
+
+def options(defaults: Mapping[str, str]) -> str:
+    """A part's options with their defaults."""
+    return ", ".join(f"`{name}={default}`" for name, default in defaults.items())
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -64,8 +64,10 @@ def optimizer_words(recipe: Recipe) -> str:
     return joined(
         (
             wanted.name,
+            f"{wanted.momentum} momentum" if wanted.momentum != "ema" else "",
+            f"{wanted.ratio} ratio" if wanted.ratio else "",
             f"{wanted.storage} state",
-            joined(edits),
+            joined(str(edit) for edit in edits),
             "stepped during backward" if wanted.fused_backward else "",
             f"learning rate {wanted.lr:g}",
             recipe.schedule.kind,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.reading import Document, describe
 from acmsao_cli.config.recipe import FAMILIES, Recipe
-from acmsao_cli.config.schema import METHODS, Leaf, Outline, outline
+from acmsao_cli.config.schema import A_MAPPING, METHODS, Leaf, Outline, outline
 from acmsao_cli.config.suggest import closest, closest_key
 
 YES_AND_NO = ("yes", "no", "on", "off", "y", "n")
@@ -118,7 +118,9 @@ def _path(loc: tuple[int | str, ...], known: Outline) -> str:
 def _wrong_value(path: str, value: Any, place: str, known: Outline) -> Problem:
     leaf = known.leaves[path]
     message = f"`{path}` must be {leaf.wanted}; found {describe(value)}"
-    if place.startswith("--set") and leaf.wanted.startswith("a text") and value is not None:
+    mapping = isinstance(value, dict) and A_MAPPING in leaf.wanted
+    is_text = leaf.wanted.startswith("a text") and value is not None and not mapping
+    if is_text and place.startswith("--set"):
         hint = f"quote it within the shell's quotes: --set '{path}=\"{place.partition('=')[2]}\"'"
         return Problem(message, place, hint)
     return Problem(message, place, hint=_remedy(leaf, value))
@@ -132,7 +134,7 @@ def _remedy(leaf: Leaf, value: Any) -> str | None:
         return f"write true or false; in YAML 1.2 `{value}` is text"
     if leaf.wanted.startswith("a text") and isinstance(value, bool | int | float):
         return "put it in quotes to make it text"
-    if leaf.wanted.startswith("a list") and isinstance(value, str):
+    if leaf.wanted.startswith("a list") and isinstance(value, str | dict):
         return "a list stands in brackets: [a, b]"
     return leaf.description if leaf.description != leaf.wanted else None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acmsao_cli import builtin
 from acmsao_cli.config.check import flatten, validate
 from acmsao_cli.config.locate import locate
 from acmsao_cli.config.preset import load_preset
@@ -16,15 +17,14 @@ from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.reading import Document, describe, read_file, read_value
 from acmsao_cli.config.recipe import DEFAULT, FAMILIES, Origin, RunConfig
 from acmsao_cli.config.rules import broken_rules
-from acmsao_cli.config.schema import METHODS, outline
+from acmsao_cli.config.schema import METHODS, every_leaf, outline
 from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
 
-BUILTIN = "builtin:"
 PATHS = ("model.source", "model.config", "data.source")
 SETTING = re.compile(r"\w+(?:\.\w+)*")
 COMMENT = re.compile(r"(?:^|\s)#")
-QUOTES = ("'", '"', "[")
+QUOTES = ("'", '"', "[", "{")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def resolve(request: Request) -> RunConfig:
 
 
 def read_setting(text: str) -> Layer:
-    """Read one `key=value`; the value is YAML: `[a, b]`, `null`, `1e-4` mean what they say."""
+    """Read one `key=value`; the value is YAML: `[a, b]`, `{a: 1}`, `null`, `1e-4` mean just that."""
     key, equals, value = text.partition("=")
     key = key.strip()
     place = f"--set {text}"
@@ -88,11 +88,10 @@ def read_setting(text: str) -> Layer:
             hint=f"quote it within the shell's quotes: --set '{key}=\"{value}\"'",
         )
     values = read_value(value, place)
-    if isinstance(values, dict):
+    if isinstance(values, dict) and key not in every_leaf():
         raise ConfigError(
             f"`{key}` cannot be a section in {place}",
-            hint=f"set one key at a time, as in --set {key}.{next(iter(values), 'key')}=...; "
-            "a text that contains `: ` needs quotes within the shell's",
+            hint=f"set one key at a time, as in --set {key}.{next(iter(values), 'key')}=...",
         )
     places = {}
     for part in reversed(parts := key.split(".")):
@@ -164,7 +163,7 @@ def absolute(path: str, value: Any, base: Path) -> Any:
     """Return a source with its path made absolute; hub ids and builtins stay as they are."""
     if path not in PATHS or not isinstance(value, str) or not value:
         return value
-    if value.startswith(BUILTIN) or (path == "model.source" and not _is_path(value, base)):
+    if value.startswith(builtin.PREFIX) or (path == "model.source" and not _is_path(value, base)):
         return value
     return os.path.abspath(base / os.path.expanduser(value))
 

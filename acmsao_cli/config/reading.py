@@ -67,7 +67,7 @@ def read_file(path: Path, shown: str) -> Document:
 
 
 def read_value(text: str, shown: str) -> Any:
-    """Read the value of a `key=value` argument: a scalar, or a list in brackets."""
+    """Read the value of a `key=value` argument: a scalar, or a list or mapping in brackets."""
     return _Reader(shown, numbered=False).read(text)
 
 

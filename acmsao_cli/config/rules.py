@@ -7,11 +7,12 @@ configuration of a run is a valid recipe again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.choices import parts
+from acmsao_cli.config.parts import Part, name_of, storages_of
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.recipe import LAYERS, Origin, Recipe
 from acmsao_cli.config.sdxl import ImageData, SdxlFull, SdxlLora, SdxlRecipe
@@ -139,24 +140,39 @@ def warmup_within_the_run(recipe: Recipe) -> Iterator[Broken]:
 
 @holds
 def known_optimizer_parts(recipe: Recipe) -> Iterator[Broken]:
-    """Every part of the optimizer is one that exists."""
+    """Every part of the optimizer is one that exists, with options that it has."""
     optimizer = recipe.optimizer
-    named = (
-        ("optimizer.name", "rule", (optimizer.name,)),
-        ("optimizer.momentum", "momentum", (optimizer.momentum,)),
-        ("optimizer.storage", "storage", (optimizer.storage,)),
-        ("optimizer.gradient_edits", "gradient_edit", optimizer.gradient_edits),
-        ("optimizer.direction_edits", "direction_edit", optimizer.direction_edits),
+    named: tuple[tuple[str, str, tuple[str | Part, ...]], ...] = (
+        ("name", "rule", (optimizer.name,)),
+        ("momentum", "momentum", (optimizer.momentum,)),
+        ("ratio", "ratio", () if optimizer.ratio is None else (optimizer.ratio,)),
+        ("storage", "storage", storages_of(optimizer.storage)),
+        ("gradient_edits", "gradient_edit", optimizer.gradient_edits),
+        ("direction_edits", "direction_edit", optimizer.direction_edits),
     )
-    for path, kind, names in named:
-        known = parts()[kind]
-        for name in [name for name in names if name not in known]:
-            near = closest(name, known)
-            listing = f"known: {', '.join(sorted(known))}"
-            hint = f"did you mean `{near}`? {listing}" if near else listing
-            yield Broken(
-                (path,), f"`{path}` names an unknown {kind.replace('_', ' ')} `{name}`", hint
-            )
+    for key, kind, chosen in named:
+        for part in chosen:
+            yield from _unknown_names(f"optimizer.{key}", kind, part)
+
+
+def _unknown_names(path: str, kind: str, part: str | Part) -> Iterator[Broken]:
+    name, known = name_of(part), parts()[kind]
+    if name not in known:
+        message = f"`{path}` names an unknown {kind.replace('_', ' ')} `{name}`"
+        yield Broken((path,), message, _suggestion(name, known))
+        return
+    for option in part.options if isinstance(part, Part) else ():
+        if option not in known[name]:
+            message = f"`{path}` gives `{name}` an unknown option `{option}`"
+            yield Broken((path,), message, _suggestion(option, known[name]))
+
+
+def _suggestion(word: str, known: Collection[str]) -> str:
+    if not known:
+        return "it has no options"
+    near = closest(word, known)
+    listing = f"known: {', '.join(sorted(known))}"
+    return f"did you mean `{near}`? {listing}" if near else listing
 
 
 @holds
@@ -166,18 +182,24 @@ def options_of_the_rule(recipe: Recipe) -> Iterator[Broken]:
     options = parts()["rule"].get(name)
     if options is None:
         return
-    for option in ("betas", "eps"):
-        if getattr(recipe.optimizer, option) is not None and option not in options:
+    for option in ("betas", "eps", "momentum", "ratio"):
+        asked = getattr(recipe.optimizer, option) != _default(OptimizerSection, option)
+        if asked and option not in options:
             yield Broken(
                 (f"optimizer.{option}", "optimizer.name"),
                 f"`optimizer.{option}` is set, but `{name}` has no {option}",
                 "drop it, or choose another optimizer.name",
             )
-    if recipe.optimizer.momentum != "ema" and "momentum" not in options:
+
+
+@holds
+def eps_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
+    """The arc tangent of two needs nothing added to its denominator."""
+    if recipe.optimizer.ratio == "atan2" and recipe.optimizer.eps is not None:
         yield Broken(
-            ("optimizer.momentum", "optimizer.name"),
-            f"`optimizer.momentum` is set, but `{name}` does not take one",
-            "drop it, or choose another optimizer.name",
+            ("optimizer.eps", "optimizer.ratio"),
+            "`optimizer.eps` is set, but ratio `atan2` has no eps",
+            "drop it, or set optimizer.ratio=divide",
         )
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from acmsao_cli.config.recipe import FAMILIES, Recipe
 
 METHODS = ("lora", "full")
+A_MAPPING = "a mapping"
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -51,7 +52,7 @@ def outline(family: str, method: str) -> Outline:
     def visit(node: Mapping[str, Any], path: str) -> None:
         node = _target(node, schema["$defs"], method)
         if "properties" not in node:
-            leaves[path] = _leaf(node)
+            leaves[path] = _leaf(_spelled_out(node, schema["$defs"]))
             return
         if path:
             sections.add(path)
@@ -60,6 +61,13 @@ def outline(family: str, method: str) -> Outline:
 
     visit(schema, "")
     return Outline(leaves, frozenset(sections))
+
+
+@functools.cache
+def every_leaf() -> frozenset[str]:
+    """Return the keys that hold a value in recipes of any kind."""
+    kinds = [outline(family, method) for family in FAMILIES for method in METHODS]
+    return frozenset(key for one in kinds for key in one.leaves)
 
 
 def _target(
@@ -72,6 +80,17 @@ def _target(
         found: Mapping[str, Any] = definitions[node["$ref"].rpartition("/")[2]]
         return found
     return node
+
+
+def _spelled_out(node: Any, definitions: Mapping[str, Any]) -> Any:
+    """Return a node with every reference in it replaced by what it stands for."""
+    if isinstance(node, list):
+        return [_spelled_out(inner, definitions) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return definitions[node["$ref"].rpartition("/")[2]]
+    return {key: _spelled_out(inner, definitions) for key, inner in node.items()}
 
 
 def _leaf(node: Mapping[str, Any]) -> Leaf:
@@ -102,6 +121,8 @@ def _wanted(node: Mapping[str, Any]) -> str:
             return "a text that is not empty" if node.get("minLength") else "a text"
         case "array":
             return _wanted_list(node)
+        case "object":
+            return _wanted_mapping(node)
         case "integer":
             return f"a whole number{_bounds(node)}"
         case _:
@@ -113,6 +134,11 @@ def _wanted_list(node: Mapping[str, Any]) -> str:
         return f"a list of {len(node['prefixItems'])}, each {_wanted(node['prefixItems'][0])}"
     least = f" of at least {node['minItems']}" if "minItems" in node else ""
     return f"a list{least}, each {_wanted(node['items'])}"
+
+
+def _wanted_mapping(node: Mapping[str, Any]) -> str:
+    names = ", ".join(f"`{name}`" for name in node["required"])
+    return f"{A_MAPPING} of {names} and others, each {_wanted(node['additionalProperties'])}"
 
 
 def _bounds(node: Mapping[str, Any]) -> str:

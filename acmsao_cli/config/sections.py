@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from acmsao_cli.config.parts import PartChoice, StorageChoice
+
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -83,12 +85,21 @@ class OptimizerSection(Section):
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = Field(
         0.0, description="decoupled decay, times the learning rate"
     )
-    momentum: str = Field("ema", description="what the rule takes as momentum")
-    storage: str = Field("fp32", description="how state is kept: fp32, bf16 or factored (1 bit)")
-    gradient_edits: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    momentum: PartChoice = Field(
+        "ema", description="what the rule takes as momentum; {name: ...} with options"
+    )
+    ratio: str | None = Field(
+        None, description="how the momentum is divided by its size; none is the rule's own"
+    )
+    storage: StorageChoice = Field(
+        "fp32",
+        description="how state is kept: fp32, bf16 or factored (1 bit); {default: ...} with others "
+        "by slot",
+    )
+    gradient_edits: Annotated[tuple[PartChoice, ...], Field(strict=False)] = Field(
         (), description="applied to the gradient before the rule, in order"
     )
-    direction_edits: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    direction_edits: Annotated[tuple[PartChoice, ...], Field(strict=False)] = Field(
         (), description="applied to the update after the rule, in order"
     )
     rounding: Rounding = Field(

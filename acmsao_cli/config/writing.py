@@ -49,15 +49,18 @@ def _entry(key: str, value: Any, origin: Origin, indent: str) -> Iterator[str]:
     start = f"{indent}{key}:"
     inline = f"{start} {_flow(value)}"
     if isinstance(value, list) and len(inline) > COMMENT_COLUMN:
-        yield f"{start:<{COMMENT_COLUMN}}# {origin}"
+        yield f"{start:<{COMMENT_COLUMN}}  # {_comment(origin)}"
         yield from (f"{indent}  - {_flow(item)}" for item in value)
     else:
-        yield f"{inline:<{COMMENT_COLUMN}}  # {origin}"
+        yield f"{inline:<{COMMENT_COLUMN}}  # {_comment(origin)}"
 
 
 def _flow(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_flow(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        entries = (f"{_text(key)}: {_flow(item)}" for key, item in value.items())
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value, str):
         return _text(value)
     # Readers of YAML 1.1 want a point in a number with an exponent.
@@ -69,6 +72,11 @@ def _text(value: str) -> str:
     if plain and resolve_scalar(value) == value:
         return value
     return UNPRINTABLE.sub(_escape, json.dumps(value, ensure_ascii=False))
+
+
+def _comment(origin: Origin) -> str:
+    """An origin in one line: a setting may hold line breaks."""
+    return UNPRINTABLE.sub(_escape, str(origin))
 
 
 def _escape(match: re.Match[str]) -> str:

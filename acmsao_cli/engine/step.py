@@ -55,20 +55,9 @@ def unguarded(what: str, value: Tensor) -> None:
 def build_optimizer(recipe: Recipe, trainee: Trainee) -> ComposedOptimizer:
     """The recipe's pipeline over the trainee's weights."""
     wanted = recipe.optimizer
-    rule_options: dict[str, Any] = {
-        key: value
-        for key, value in (("betas", wanted.betas), ("eps", wanted.eps))
-        if value is not None
-    }
-    pipeline = build_pipeline(
-        wanted.name,
-        momentum=wanted.momentum,
-        storage=wanted.storage,
-        gradient_edits=wanted.gradient_edits,
-        direction_edits=wanted.direction_edits,
-        rounding=wanted.rounding,
-        **rule_options,
-    )
+    not_parts = {"lr", "weight_decay", "fused_backward"}
+    parts: dict[str, Any] = wanted.model_dump(exclude=not_parts, exclude_none=True)
+    pipeline = build_pipeline(**parts)
     groups = [
         {"params": list(group.parameters), "lr": group.lr or wanted.lr}
         for group in trainee.parameter_groups()

@@ -121,6 +121,52 @@ BROKEN = {
         "unknown direction edit `cautius` in r.yaml:11",
         "did you mean `cautious`?",
     ),
+    "unknown edit with options": (
+        "optimizer:\n  gradient_edits:\n    - {name: rms_clap, limit: 1}\n",
+        "unknown gradient edit `rms_clap` in r.yaml:11",
+        "did you mean `rms_clip`?",
+    ),
+    "unknown option of an edit": (
+        "optimizer:\n  gradient_edits:\n    - name: rms_clip\n      limits: 1\n",
+        "`optimizer.gradient_edits` gives `rms_clip` an unknown option `limits` in r.yaml:11",
+        "did you mean `limit`? known: limit",
+    ),
+    "option of a part without": (
+        "optimizer:\n  momentum: {name: ema, alpha: 1}\n",
+        "`optimizer.momentum` gives `ema` an unknown option `alpha` in r.yaml:11",
+        "it has no options",
+    ),
+    "text for an option": (
+        "optimizer:\n  momentum: {name: ademamix, alpha: big}\n",
+        "`optimizer.momentum` must be a text, or a mapping of `name` and others, each a number; "
+        "found {'name': 'ademamix', 'alpha': 'big'} (a section) in r.yaml:11",
+        "what the rule takes as momentum",
+    ),
+    "part without a name": (
+        "optimizer:\n  momentum: {alpha: 1}\n",
+        "`optimizer.momentum` must be a text, or a mapping of `name` and others",
+        "",
+    ),
+    "one part for a list": (
+        "optimizer:\n  gradient_edits: {name: rms_clip}\n",
+        "`optimizer.gradient_edits` must be a list, each a text, or a mapping of `name`",
+        "a list stands in brackets",
+    ),
+    "unknown ratio": (
+        "optimizer:\n  ratio: atan\n",
+        "`optimizer.ratio` names an unknown ratio `atan` in r.yaml:11",
+        "did you mean `atan2`?",
+    ),
+    "unknown storage of a slot": (
+        "optimizer:\n  storage: {default: fp32, momentum: bf17}\n",
+        "`optimizer.storage` names an unknown storage `bf17` in r.yaml:11",
+        "did you mean `bf16`?",
+    ),
+    "storage without a default": (
+        "optimizer:\n  storage: {momentum: bf16}\n",
+        "`optimizer.storage` must be a text, or a mapping of `default` and others, each a text",
+        "",
+    ),
     "unknown storage": ("optimizer:\n  storage: fp8\n", "unknown storage `fp8`", "known:"),
     "key twice": (
         "optimizer:\n  lr: 1\n  lr: 2\n",
@@ -170,7 +216,11 @@ REFUSED_SETTINGS = {
     ),
     "whole section": (("optimizer={lr: 1}",), "`optimizer` cannot be a section", "optimizer.lr="),
     "broken value": (("about=[a",), "not valid YAML in --set about=[a", "quote"),
-    "value with a colon": (("about=a: b",), "`about` cannot be a section", "quotes"),
+    "value with a colon": (
+        ("about=a: b",),
+        "`about` must be a text; found {'a': 'b'} (a section)",
+        "--set 'about=\"a: b\"'",
+    ),
     "comment": (("about=a # b",), "`#` would start a comment", "--set 'about=\"a # b\"'"),
     "number for a text": (
         ("data.source=2024",),
@@ -251,6 +301,21 @@ REFUSED_SETTINGS = {
         ("optimizer.name=lion", "optimizer.eps=1e-8"),
         "`lion` has no eps",
         "optimizer.name",
+    ),
+    "ratio of a sign": (
+        ("optimizer.name=lion", "optimizer.ratio=atan2"),
+        "`lion` has no ratio",
+        "optimizer.name",
+    ),
+    "eps of an angle": (
+        ("optimizer.ratio=atan2", "optimizer.eps=1e-8"),
+        "ratio `atan2` has no eps",
+        "optimizer.ratio=divide",
+    ),
+    "option in a setting": (
+        ("optimizer.momentum={name: ademamix, alfa: 2}",),
+        "gives `ademamix` an unknown option `alfa` in --set optimizer.momentum=",
+        "did you mean `alpha`?",
     ),
     "samples of nothing": (("samples.every=5",), "`samples.prompts` is empty", ""),
     "word among names": (

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acmsao_cli.config.layers import Request, resolve
+from acmsao_cli.config.parts import Part
 from acmsao_cli.config.reading import MAX_BYTES, read_file
 from acmsao_cli.config.recipe import DEFAULT, Origin, RunConfig
 from acmsao_cli.config.schema import outline
@@ -71,6 +72,84 @@ def test_lists_are_replaced_never_joined(recipe: Write, sdxl: str) -> None:
     text = sdxl + "optimizer: {gradient_edits: [orthograd]}\n"
     config = resolve(Request(recipe(text), None, ("optimizer.gradient_edits=[rms_clip]",)))
     assert config.recipe.optimizer.gradient_edits == ("rms_clip",)
+
+
+PARTS = {
+    "momentum": {"name": "ademamix", "alpha": 2.0},
+    "ratio": "atan2",
+    "storage": {"default": "factored", "momentum": "bf16"},
+    "gradient_edits": ["orthograd", {"name": "rms_clip", "limit": 0.5}],
+    "direction_edits": ["cautious"],
+}
+IN_BLOCKS = """\
+optimizer:
+  momentum:
+    name: ademamix
+    alpha: 2
+  ratio: atan2
+  storage:
+    default: factored
+    momentum: bf16
+  gradient_edits:
+    - orthograd
+    - name: rms_clip
+      limit: 0.5
+  direction_edits: [cautious]
+"""
+IN_SETTINGS = (
+    "optimizer.momentum={name: ademamix, alpha: 2.0}",
+    "optimizer.ratio=atan2",
+    "optimizer.storage={default: factored, momentum: bf16}",
+    "optimizer.gradient_edits=[orthograd, {name: rms_clip, limit: 0.5}]",
+    "optimizer.direction_edits=[cautious]",
+)
+
+
+def test_parts_with_options_are_the_same_in_a_file_and_in_settings(
+    here: Path, recipe: Write, sdxl: str
+) -> None:
+    in_file = resolve(Request(recipe(sdxl + IN_BLOCKS)))
+    in_settings = resolve(Request(recipe(sdxl), None, IN_SETTINGS))
+    for config in (in_file, in_settings):
+        values = config.as_dict()["optimizer"]
+        assert {key: values[key] for key in PARTS} == PARTS
+        (here / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+        assert resolve(Request("run.yaml")).recipe == config.recipe
+    assert in_file.recipe == in_settings.recipe
+    assert in_file.origins["optimizer.momentum"] == Origin("recipe", "r.yaml:11")
+    assert in_settings.origins["optimizer.storage"] == Origin("set", f"--set {IN_SETTINGS[2]}")
+    assert not [key for key in in_file.origins if key.count(".") > 1]
+
+
+def test_a_part_with_options_is_replaced_whole(here: Path, recipe: Write, sdxl: str) -> None:
+    (here / "p.yaml").write_text(f"settings:\n  {IN_BLOCKS.replace(chr(10), chr(10) + '  ')}")
+    given = ("optimizer.momentum={name: ademamix, slow_beta: 0.99}", "optimizer.storage=fp32")
+    wanted = resolve(Request(recipe(sdxl), "./p.yaml", given)).recipe.optimizer
+    assert str(wanted.momentum) == "ademamix(slow_beta=0.99)"
+    assert wanted.storage == "fp32"
+    assert str(wanted.gradient_edits[1]) == "rms_clip(limit=0.5)"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optimizer.momentum={name: ema}",
+        "optimizer.storage={default: fp32}",
+    ],
+)
+def test_a_mapping_that_adds_nothing_is_the_name_alone(
+    recipe: Write, sdxl: str, setting: str
+) -> None:
+    plain = resolve(Request(recipe(sdxl))).recipe
+    assert resolve(Request(recipe(sdxl), None, (setting,))).recipe == plain
+
+
+def test_line_breaks_of_a_setting_stay_out_of_the_file_that_names_it(
+    here: Path, recipe: Write, sdxl: str
+) -> None:
+    config = resolve(Request(recipe(sdxl), None, ('about="two\nlines"',)))
+    (here / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert resolve(Request("run.yaml")).recipe == config.recipe
 
 
 @pytest.mark.parametrize(
@@ -174,16 +253,23 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 @ANY_SETTINGS
-@given(about=TEXTS, prompts=st.lists(TEXTS, max_size=4), lr=st.floats(1e-12, 1e6))
+@given(
+    about=TEXTS,
+    prompts=st.lists(TEXTS, max_size=4),
+    lr=st.floats(1e-12, 1e6),
+    alpha=st.floats(allow_nan=False, allow_infinity=False),
+)
 def test_any_text_and_number_survives_being_written_out(
-    here: Path, recipe: Write, sdxl: str, about: str, prompts: list[str], lr: float
+    here: Path, recipe: Write, sdxl: str, about: str, prompts: list[str], lr: float, alpha: float
 ) -> None:
     config = resolve(Request(recipe(sdxl)))
     changed = config.recipe.model_copy(
         update={
             "about": about,
             "samples": config.recipe.samples.model_copy(update={"prompts": tuple(prompts)}),
-            "optimizer": config.recipe.optimizer.model_copy(update={"lr": lr}),
+            "optimizer": config.recipe.optimizer.model_copy(
+                update={"lr": lr, "momentum": Part(name="ademamix", alpha=alpha)}
+            ),
         }
     )
     text = to_yaml(RunConfig("r", changed, config.origins))

@@ -76,6 +76,7 @@ def test_names_of_optimizer_parts_are_those_that_are_registered() -> None:
     registries = {
         "rule": catalog.rule,
         "momentum": catalog.momenta,
+        "ratio": catalog.ratios,
         "storage": catalog.storages,
         "gradient_edit": catalog.gradient_edit,
         "direction_edit": catalog.direction_edit,
@@ -84,8 +85,11 @@ def test_names_of_optimizer_parts_are_those_that_are_registered() -> None:
     assert {kind: set(names) for kind, names in parts().items()} == {
         kind: set(names) for kind, names in registered.items()
     }
-    for name, rule in registered["rule"].items():
-        assert parts()["rule"][name] == {field.name for field in dataclasses.fields(rule)}
+    for kind in ("rule", "momentum", "gradient_edit", "direction_edit"):
+        for name, part in registered[kind].items():
+            fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+            assert parts()[kind][name] == {field.name for field in fields}, name
+            assert kind == "rule" or {field.type for field in fields} <= {"float"}, name
 
 
 def test_a_schema_for_editors_knows_every_key_and_allows_no_other() -> None:
