@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import acmsao_cli
+from acmsao_cli import builtin
 from acmsao_cli.data.base import Problem
 from acmsao_cli.data.files import printable, reason
 from acmsao_cli.errors import DataError
 
 MAX_DEPTH = 16
 MAX_FILES = 1_000_000
-
-BUILTIN = {"zoblins": "zoblins", "pirate": "pirate.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,8 @@ def _counted(files: Iterable[PurePosixPath]) -> str:
 
 def locate(name: str) -> Source:
     """The data set that a recipe calls `name`. Raises DataError if nothing is there."""
-    path = _builtin(name) if name.startswith("builtin:") else Path(name).expanduser()
+    inside = builtin.name_in(name)
+    path = Path(name).expanduser() if inside is None else _builtin(inside)
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -85,13 +84,12 @@ def locate(name: str) -> Source:
 
 
 def _builtin(name: str) -> Path:
-    file = BUILTIN.get(name.removeprefix("builtin:"))
-    if file is None:
-        known = ", ".join(f"builtin:{known}" for known in BUILTIN)
-        raise DataError(
-            f"data.source: there is no data set `{printable(name)}`", hint=f"there are: {known}"
-        )
-    return Path(acmsao_cli.__file__).parent / "builtin" / file
+    if name in builtin.DATA:
+        return builtin.FOLDER / builtin.DATA[name]
+    raise DataError(
+        f"data.source: there is no data set `{builtin.PREFIX}{printable(name)}`",
+        hint=f"there are: {', '.join(builtin.PREFIX + known for known in builtin.DATA)}",
+    )
 
 
 def _missing(path: Path, error: BaseException) -> DataError:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from acmsao_cli.errors import ConfigError
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from acmsao_cli.models.dtypes import DTYPES
 
 
 def resolve_device(wanted: str) -> torch.device:

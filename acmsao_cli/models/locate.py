@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from acmsao_cli import builtin
 from acmsao_cli.errors import ConfigError, ModelError
 
-BUILTIN_PREFIX = "builtin:"
-BUILTIN_FOLDER = Path(__file__).resolve().parent.parent / "builtin"
 PICKLE_SUFFIXES = frozenset({".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle"})
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -40,9 +39,10 @@ def locate(
     has none.
     """
     path = Path(source).expanduser()
-    if source.startswith(BUILTIN_PREFIX):
+    inside = builtin.name_in(source)
+    if inside is not None:
         _refuse_revision(source, revision)
-        return Located(source, _builtin(source), "folder")
+        return Located(source, _builtin(inside), "folder")
     if path.exists():
         _refuse_revision(source, revision)
         return _local(source, path.resolve(), single_file_allowed)
@@ -61,28 +61,15 @@ def _refuse_revision(source: str, revision: str | None) -> None:
         )
 
 
-def builtin_names() -> list[str]:
-    """The models shipped with the package."""
-    if not BUILTIN_FOLDER.is_dir():
-        return []
-    models = ("model_index.json", "config.json")
-    return sorted(
-        folder.name
-        for folder in BUILTIN_FOLDER.iterdir()
-        if any((folder / name).is_file() for name in models)
-    )
-
-
-def _builtin(source: str) -> Path:
-    name, known = source.removeprefix(BUILTIN_PREFIX), builtin_names()
-    if name in known:
-        return BUILTIN_FOLDER / name
-    close = difflib.get_close_matches(name, known, n=1)
+def _builtin(name: str) -> Path:
+    if name in builtin.MODELS:
+        return builtin.FOLDER / name
+    close = difflib.get_close_matches(name, builtin.MODELS, n=1)
     raise ModelError(
-        f"no model `{source}` is shipped with acmsao",
-        hint=f"did you mean `builtin:{close[0]}`?"
+        f"no model `{builtin.PREFIX}{name}` is shipped with acmsao",
+        hint=f"did you mean `{builtin.PREFIX}{close[0]}`?"
         if close
-        else f"shipped: {', '.join(BUILTIN_PREFIX + one for one in known) or 'none'}",
+        else f"shipped: {', '.join(builtin.PREFIX + one for one in builtin.MODELS)}",
     )
 
 

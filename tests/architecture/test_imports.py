@@ -24,7 +24,7 @@ ORDER = (
     *("checkpoint", "engine", "memory", "bench", "cli"),
 )
 # Beyond the order: the optimizer could be a package of its own.
-ONLY = {"optim": {"errors"}, "config": {"errors"}}
+ONLY = {"optim": {"errors"}, "config": {"builtin", "errors"}}
 SLOW = {
     *("torch", "numpy", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes"),
     *("datasets", "matplotlib", "PIL", "safetensors", "huggingface_hub", "tokenizers"),

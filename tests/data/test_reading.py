@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import acmsao_cli
+from acmsao_cli import builtin
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import ImageExample, Message, Problem, Reading, TextExample
@@ -608,7 +608,7 @@ def test_a_missing_path_gives_near_matches(tmp_path: Path) -> None:
 
 
 def test_built_in_data_lies_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acmsao_cli, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
     picture(tmp_path / "builtin" / "zoblins" / "01.png")
     write(tmp_path / "builtin" / "zoblins" / "01.txt", "a zoblin")
     lines(tmp_path / "builtin" / "pirate.jsonl", {"messages": [USER, ANSWER]})

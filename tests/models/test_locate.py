@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from acmsao_cli import builtin
 from acmsao_cli.errors import ConfigError, ModelError
 from acmsao_cli.models.locate import locate, weight_files
 
@@ -64,6 +65,13 @@ def test_a_misspelt_path_gets_near_matches(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         find(tmp_path / "jugernaut-xl")
     assert str(tmp_path / "juggernaut-xl") in (caught.value.hint or "")
+
+
+def test_everything_listed_as_built_in_is_there_and_nothing_else() -> None:
+    listed = {*builtin.MODELS, *builtin.DATA.values()}
+    there = {path.name for path in builtin.FOLDER.iterdir() if not path.name.startswith("__")}
+    assert there == listed
+    assert all(find(f"{builtin.PREFIX}{name}").is_dir() for name in builtin.MODELS)
 
 
 def test_an_unknown_builtin_is_refused() -> None:

@@ -8,25 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from acmsao_cli import builtin
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import OutputError
 from acmsao_cli.models.base import Exported, TrainingFacts
 from acmsao_cli.models.causal_lm.sample import stop_ids
 from acmsao_cli.models.causal_lm.source import Source
-from acmsao_cli.models.locate import BUILTIN_PREFIX
+from acmsao_cli.models.dtypes import DTYPES
 from acmsao_cli.models.lora import ADAPTER
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.writing import staged
 
 PREFIX = "base_model.model."
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -94,7 +93,7 @@ def _adapter_weights(model: Any) -> dict[str, Tensor]:
 def _adapter_config(model: Any, source: Source, recipe: CausalLmRecipe) -> Any:
     config = copy.copy(model.peft_config[ADAPTER])
     given = recipe.model.source
-    is_hub = not given.startswith(BUILTIN_PREFIX) and not Path(given).expanduser().exists()
+    is_hub = not given.startswith(builtin.PREFIX) and not Path(given).expanduser().exists()
     config.base_model_name_or_path = given if is_hub else str(source.located.path)
     config.revision = recipe.model.revision
     config.task_type, config.inference_mode = "CAUSAL_LM", True

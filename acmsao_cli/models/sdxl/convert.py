@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
+from acmsao_cli import builtin
 from acmsao_cli.errors import OutputError
-from acmsao_cli.models.locate import BUILTIN_PREFIX
 from acmsao_cli.models.sdxl.components import CLASSES
 from acmsao_cli.models.sdxl.folder import write_folder
 from acmsao_cli.models.sdxl.metadata import ARCHITECTURE, ORIGINAL_LAYOUT, SPEC_PREDICTIONS
@@ -32,8 +32,7 @@ def export_model(
     """
     located, found = find(source, revision)
     prediction = prediction_of(found.settings.scheduler, located.path)
-    name = source.removeprefix(BUILTIN_PREFIX) if source.startswith(BUILTIN_PREFIX) else ""
-    file = directory / f"{name or located.path.stem}.safetensors"
+    file = directory / f"{builtin.name_in(source) or located.path.stem}.safetensors"
     _check_free(directory if layout == "diffusers" else file)
     dtypes = {component: found.stored_dtype(component) for component in CLASSES}
     widest = functools.reduce(torch.promote_types, dtypes.values())

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from acmsao_cli.config.rules import FORMATS_OF_METHODS
 from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
-from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.base import Exported, TrainingFacts
+from acmsao_cli.models.dtypes import DTYPES
 from acmsao_cli.models.lora import adapted_layers
 from acmsao_cli.models.safetensors_writer import entry, write_safetensors
 from acmsao_cli.models.sdxl.components import CLASSES, Components, Prediction
@@ -32,8 +33,6 @@ from acmsao_cli.models.sdxl.verify import (
     check_tensors,
 )
 from acmsao_cli.writing import staged
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,14 @@ class Work:
         }
 
 
-def export_formats(recipe: SdxlRecipe) -> tuple[str, ...]:
-    """The recipe's formats, or all of its method's. Raises ConfigError for those of another."""
-    known = ("kohya", "peft") if isinstance(recipe.method, SdxlLora) else WHOLE_FORMATS
-    for name in recipe.output.formats:
-        if name not in known:
-            raise ConfigError(
-                f"output.formats: {name!r} is not for method.kind {recipe.method.kind!r}",
-                hint=f"formats of this method: {', '.join(known)}",
-            )
-    return tuple(dict.fromkeys(recipe.output.formats)) or known
-
-
 def export_all(work: Work, directory: Path) -> list[Exported]:
-    """Write each format into `directory` and load it back.
+    """Write the recipe's formats, or all of its method's, and load each back.
 
     Raises OutputError where it does not come back as it was trained.
     """
-    return [WRITERS[name](work, directory) for name in export_formats(work.recipe)]
+    recipe = work.recipe
+    formats = recipe.output.formats or FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
+    return [WRITERS[name](work, directory) for name in formats]
 
 
 def _kohya(work: Work, directory: Path) -> Exported:
@@ -173,4 +162,3 @@ WRITERS: Mapping[str, Callable[[Work, Path], Exported]] = {
     "diffusers": _folder,
     "single-file": _single_file,
 }
-WHOLE_FORMATS = ("diffusers", "single-file")

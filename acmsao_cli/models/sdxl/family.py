@@ -18,7 +18,6 @@ from acmsao_cli.models.sdxl.components import (
     Prediction,
     latent_stride,
 )
-from acmsao_cli.models.sdxl.export import export_formats
 from acmsao_cli.models.sdxl.loss import diffusion
 from acmsao_cli.models.sdxl.source import Source, find, open_parts, prediction_of
 from acmsao_cli.models.sdxl.text import count_tokens
@@ -96,8 +95,7 @@ def _prediction_words(recipe: SdxlRecipe, source: Source) -> str:
 
 
 def check_recipe(recipe: SdxlRecipe, source: Source) -> None:
-    """Refuse formats of another method, and sizes that the latents cannot have: ConfigError."""
-    export_formats(recipe)
+    """Refuse sizes that the latents cannot have: ConfigError."""
     data, samples, stride = (
         recipe.data,
         recipe.samples,

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from acmsao_cli.errors import ConfigError, OutputError
+from acmsao_cli.errors import OutputError
 from acmsao_cli.models.base import Exported, TrainingFacts
 from acmsao_cli.models.lora import ADAPTER, adapted_layers
 from acmsao_cli.models.quiet import quiet_libraries
@@ -284,15 +284,6 @@ def test_a_v_prediction_file_is_marked(
     header = read_header(exported(trained(recipe), tmp_path)["single-file"].path)
     assert header.tensors["v_pred"].shape == (0,)
     assert header.metadata["modelspec.prediction_type"] == "v"
-
-
-def test_a_format_of_another_method_is_refused_before_anything_is_loaded(
-    micro: Path, recipe_for: RecipeFor
-) -> None:
-    recipe = recipe_for(micro, output={"formats": ["diffusers"]})
-    with pytest.raises(ConfigError, match=r"output\.formats") as caught:
-        FAMILY.facts(recipe)
-    assert caught.value.hint == "formats of this method: kohya, peft"
 
 
 def test_a_file_that_does_not_come_back_is_an_error(
