@@ -17,14 +17,14 @@ from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.reading import Document, describe, read_file, read_value
 from acmsao_cli.config.recipe import DEFAULT, FAMILIES, Origin, RunConfig
 from acmsao_cli.config.rules import broken_rules
-from acmsao_cli.config.schema import METHODS, outline
+from acmsao_cli.config.schema import METHODS, every_leaf, outline
 from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
 
 PATHS = ("model.source", "model.config", "data.source")
 SETTING = re.compile(r"\w+(?:\.\w+)*")
 COMMENT = re.compile(r"(?:^|\s)#")
-QUOTES = ("'", '"', "[")
+QUOTES = ("'", '"', "[", "{")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def resolve(request: Request) -> RunConfig:
 
 
 def read_setting(text: str) -> Layer:
-    """Read one `key=value`; the value is YAML: `[a, b]`, `null`, `1e-4` mean what they say."""
+    """Read one `key=value`; the value is YAML: `[a, b]`, `{a: 1}`, `null`, `1e-4` mean that."""
     key, equals, value = text.partition("=")
     key = key.strip()
     place = f"--set {text}"
@@ -88,11 +88,10 @@ def read_setting(text: str) -> Layer:
             hint=f"quote it within the shell's quotes: --set '{key}=\"{value}\"'",
         )
     values = read_value(value, place)
-    if isinstance(values, dict):
+    if isinstance(values, dict) and key not in every_leaf():
         raise ConfigError(
             f"`{key}` cannot be a section in {place}",
-            hint=f"set one key at a time, as in --set {key}.{next(iter(values), 'key')}=...; "
-            "a text that contains `: ` needs quotes within the shell's",
+            hint=f"set one key at a time, as in --set {key}.{next(iter(values), 'key')}=...",
         )
     places = {}
     for part in reversed(parts := key.split(".")):
