@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from acmsao_cli.engine import loop
-from acmsao_cli.engine.folder import RunFolder
+from acmsao_cli.engine.folder import LOCK, RunFolder
 from acmsao_cli.models.quiet import quiet_libraries
 
 FUSED = ("--set", "optimizer.fused_backward=true", "--set", "training.clip_norm=null")
@@ -117,13 +117,18 @@ def test_a_full_training_of_a_tied_language_model_learns_and_comes_back(
 
 def test_a_finished_run_is_already_done_and_a_new_one_gets_a_number(acmsao: Any, lm: Path) -> None:
     assert acmsao("train", str(lm), "--output", "out").code == 0
-    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()}
+
+    def times() -> dict[Path, int]:
+        files = (path for path in Path("out").rglob("*") if path.is_file())
+        return {path: path.stat().st_mtime_ns for path in files if path.name != LOCK}
+
+    before = times()
     again = acmsao("train", str(lm), "--output", "out", "--json")
     assert again.code == 0
     assert "already done" in again.err
     events = [json.loads(line) for line in again.out.splitlines()]
     assert events[-1]["event"] == "finished"
-    assert before == {p: p.stat().st_mtime_ns for p in Path("out").rglob("*") if p.is_file()}
+    assert before == times()
     assert acmsao("train", str(lm)).code == 0
     assert acmsao("train", str(lm), "-s", "training.steps=2").code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["chat-001", "chat-002"]
