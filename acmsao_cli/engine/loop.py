@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.checkpoint.store import CheckpointStore
-from acmsao_cli.data.base import ImageExample
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
@@ -178,9 +177,7 @@ def training_facts(run: Run, losses: tuple[float, float] | None) -> TrainingFact
         learning_rate=recipe.optimizer.lr,
         optimizer=recipe.optimizer.name,
         seed=recipe.training.seed,
-        resolution=getattr(recipe.data, "resolution", None),
         loss=losses[1] if losses else None,
-        captions=tuple(one.caption for one in run.examples if isinstance(one, ImageExample)),
     )
 
 

@@ -7,7 +7,7 @@ weights, is what the planner traces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,9 +65,7 @@ class TrainingFacts:
     learning_rate: float
     optimizer: str
     seed: int
-    resolution: int | None = None
     loss: float | None = None
-    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,10 @@ class Trainee(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss over the batch's units: a 0-d fp32 tensor to run backward from."""
 
-    def sample(self) -> Iterable[Sample]:
-        """What the model makes of the recipe's prompts now.
+    def sample(self) -> Iterator[Sample]:
+        """What the model makes of the recipe's prompts now, one at a time.
 
-        Training state and random streams are left as they were.
+        Training state and random streams are as they were whenever a sample is handed out.
         """
 
     def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:

@@ -16,16 +16,21 @@ from acmsao_cli.models.causal_lm.source import context_length
 from acmsao_cli.models.quiet import quiet_libraries
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[Sample]:
-    """The most likely continuation of each prompt, one at a time, up to an end mark."""
-    with evaluating(model), torch.no_grad(), quiet_libraries():
-        return [
-            Sample(prompt, text=_answer(model, tokenizer, prompt, max_new_tokens))
-            for prompt in prompts
-        ]
+def answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+) -> Iterator[Sample]:
+    """The most likely continuation of each prompt, up to an end mark.
+
+    The model is in training mode again before each is handed out.
+    """
+    for prompt in prompts:
+        with evaluating(model), torch.no_grad(), quiet_libraries():
+            text = answer(model, tokenizer, prompt, max_new_tokens)
+        yield Sample(prompt, text=text)
 
 
-def _answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
+def answer(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
+    """The most likely continuation of one prompt, without what marks its end."""
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     room = (context_length(model.config) or ids.shape[1] + max_new_tokens) - ids.shape[1]
     if room < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from acmsao_cli.models.base import (
 from acmsao_cli.models.causal_lm import encode as encoding
 from acmsao_cli.models.causal_lm.export import export_adapter, export_model
 from acmsao_cli.models.causal_lm.loss import summed_cross_entropy
-from acmsao_cli.models.causal_lm.sample import answer
+from acmsao_cli.models.causal_lm.sample import answers
 from acmsao_cli.models.causal_lm.source import Source, load_tokenizer, longest
 from acmsao_cli.models.causal_lm.targets import target_endings
 from acmsao_cli.models.lora import attach_lora
@@ -103,10 +103,10 @@ class CausalLmTrainee:
             logits = logits[:, kept]
         return summed_cross_entropy(logits, targets)
 
-    def sample(self) -> Iterable[Sample]:
+    def sample(self) -> Iterator[Sample]:
         """The answers to the recipe's prompts."""
         wanted = self.recipe.samples
-        return answer(self.model, self.tokenizer, wanted.prompts, wanted.max_new_tokens)
+        return answers(self.model, self.tokenizer, wanted.prompts, wanted.max_new_tokens)
 
     def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:
         """A PEFT adapter, or a transformers folder. Raises OutputError."""

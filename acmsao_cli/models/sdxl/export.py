@@ -43,6 +43,7 @@ class Work:
     parts: Components
     prediction: Prediction
     facts: TrainingFacts
+    captions: tuple[str, ...]
 
     def dtype(self, trained: torch.dtype) -> torch.dtype:
         """That of the file, where `trained` is that of the weights."""
@@ -151,9 +152,8 @@ def _single_file(work: Work, directory: Path) -> Exported:
 
 
 def _described(work: Work, implementation: str) -> dict[str, str]:
-    return model_spec(work.recipe, work.facts, work.prediction, implementation) | training_fields(
-        work.recipe, work.facts
-    )
+    spec = model_spec(work.recipe, work.facts, work.prediction, implementation)
+    return spec | training_fields(work.recipe, work.facts, work.captions)
 
 
 WRITERS: Mapping[str, Callable[[Work, Path], Exported]] = {

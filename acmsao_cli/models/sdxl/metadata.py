@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
@@ -24,7 +24,7 @@ def model_spec(
 ) -> dict[str, str]:
     """The model specification 1.0.1 of a trained SDXL or of a LoRA for it."""
     lora = isinstance(recipe.method, SdxlLora)
-    resolution = facts.resolution or recipe.data.resolution
+    resolution = recipe.data.resolution
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": ARCHITECTURE + ("/lora" if lora else ""),
@@ -37,9 +37,11 @@ def model_spec(
     }
 
 
-def training_fields(recipe: SdxlRecipe, facts: TrainingFacts) -> dict[str, str]:
+def training_fields(
+    recipe: SdxlRecipe, facts: TrainingFacts, captions: Sequence[str]
+) -> dict[str, str]:
     """How the file came to be, in kohya's words; paths are left out but for the last part."""
-    resolution = facts.resolution or recipe.data.resolution
+    resolution = recipe.data.resolution
     fields = {
         "ss_base_model_version": BASE_MODEL,
         "ss_v2": "False",
@@ -55,7 +57,7 @@ def training_fields(recipe: SdxlRecipe, facts: TrainingFacts) -> dict[str, str]:
         "ss_batch_size_per_device": str(recipe.training.batch_size),
         "ss_gradient_accumulation_steps": str(recipe.training.accumulation),
         "ss_caption_dropout_rate": str(recipe.data.caption_dropout),
-        "ss_tag_frequency": json.dumps({facts.name: tag_counts(facts.captions)}),
+        "ss_tag_frequency": json.dumps({facts.name: tag_counts(captions)}),
     }
     if facts.loss is not None:
         fields["ss_final_loss"] = f"{facts.loss:.6g}"
@@ -78,7 +80,7 @@ def network_fields(method: SdxlLora, alpha: float) -> dict[str, str]:
     return fields
 
 
-def tag_counts(captions: tuple[str, ...]) -> dict[str, int]:
+def tag_counts(captions: Sequence[str]) -> dict[str, int]:
     """How often each comma-separated part of the captions occurs, most frequent first."""
     tags = Counter(tag.strip() for caption in captions for tag in caption.split(","))
     del tags[""]

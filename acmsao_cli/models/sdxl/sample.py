@@ -39,10 +39,11 @@ def visiting(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
 
 def draw_samples(
     parts: Components, samples: ImageSamples, resolution: int, device: torch.device
-) -> list[Sample]:
+) -> Iterator[Sample]:
     """One picture for each prompt; the n-th has seed + n, whatever the device.
 
     All latents come before all pictures: decoding needs the memory that the text encoders took.
+    Everything is back in its place before each picture is handed out.
     """
     pipeline = parts.pipeline()
     networks = [parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2]
@@ -59,11 +60,10 @@ def draw_samples(
             ).images
             for number, prompt in enumerate(samples.prompts)
         ]
-    with visiting([parts.vae], device):
-        return [
-            Sample(prompt, image=_decode(parts.vae, drawn))
-            for prompt, drawn in zip(samples.prompts, latents, strict=True)
-        ]
+    for prompt, drawn in zip(samples.prompts, latents, strict=True):
+        with visiting([parts.vae], device):
+            image = _decode(parts.vae, drawn)
+        yield Sample(prompt, image=image)
 
 
 def _decode(vae: AutoencoderKL, latents: Tensor) -> Image.Image:

@@ -38,6 +38,12 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, caption: str) -> int:
         return len(tokenizer(caption).input_ids)
 
 
+def num_cut(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> int:
+    """How many captions `token_ids` cuts."""
+    most = tokenizer.model_max_length
+    return sum(count_tokens(tokenizer, caption) > most for caption in captions)
+
+
 def condition(first: nn.Module, second: nn.Module, ids: Tensor, ids_2: Tensor) -> TextCondition:
     """Both encoders' last hidden states but one, side by side; the second's projected text."""
     out = first(ids, output_hidden_states=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from acmsao_cli.models.sdxl.encode import Item, encode_picture, stack
 from acmsao_cli.models.sdxl.export import Work, export_all
 from acmsao_cli.models.sdxl.loss import Diffusion
 from acmsao_cli.models.sdxl.sample import draw_samples, visiting
-from acmsao_cli.models.sdxl.text import TextCondition, condition, token_ids
+from acmsao_cli.models.sdxl.text import TextCondition, condition, num_cut, token_ids
+
+logger = logging.getLogger(__name__)
 
 EMPTY = ""
 CAPTIONS_AT_ONCE = 8
@@ -59,6 +62,7 @@ class SdxlTrainee:
         self.diffusion = diffusion
         self.device = device
         self.dtype = dtype
+        self._captions: tuple[str, ...] = ()
         self._conditions: dict[str, TextCondition] = {}
         self._token_ids: dict[str, tuple[Tensor, Tensor]] = {}
         self._apply_method()
@@ -106,7 +110,9 @@ class SdxlTrainee:
 
     def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Item]:
         """Latents of the pictures; the captions' conditions, or their tokens if those train."""
-        captions = dict.fromkeys([EMPTY, *(_pictured(example).caption for example in examples)])
+        self._captions = tuple(_pictured(example).caption for example in examples)
+        self._tell_cut_captions()
+        captions = dict.fromkeys([EMPTY, *self._captions])
         missing = [caption for caption in captions if caption not in self._known_captions()]
         total, items = len(examples) + len(missing), []
         with visiting([self.parts.vae], self.device):
@@ -119,6 +125,13 @@ class SdxlTrainee:
         else:
             self._encode_captions(missing, lambda done: progress(len(items) + done, total))
         return items
+
+    def _tell_cut_captions(self) -> None:
+        tokenizer = self.parts.tokenizer
+        cut, most = num_cut(tokenizer, self._captions), tokenizer.model_max_length
+        if cut:
+            total = len(self._captions)
+            logger.warning("%d of %d captions were cut at %d tokens", cut, total, most)
 
     def _known_captions(self) -> Mapping[str, object]:
         return self._token_ids if self.recipe.method.text_encoders else self._conditions
@@ -256,7 +269,7 @@ class SdxlTrainee:
 
     # What comes out
 
-    def sample(self) -> Iterable[Sample]:
+    def sample(self) -> Iterator[Sample]:
         """A picture for each of the recipe's prompts."""
         return draw_samples(
             self.parts, self.recipe.samples, self.recipe.data.resolution, self.device
@@ -264,7 +277,7 @@ class SdxlTrainee:
 
     def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:
         """Write the recipe's formats and load each back."""
-        work = Work(self.recipe, self.parts, self.diffusion.prediction, facts)
+        work = Work(self.recipe, self.parts, self.diffusion.prediction, facts, self._captions)
         return export_all(work, directory)
 
 

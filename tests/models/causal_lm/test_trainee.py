@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from acmsao_cli.errors import ConfigError
+from acmsao_cli.models.causal_lm import sample as sampling
 from acmsao_cli.models.causal_lm.family import FAMILY
 from acmsao_cli.models.causal_lm.sample import prompt_ids, stop_ids
 
@@ -139,6 +140,20 @@ def test_sampling_leaves_training_and_random_numbers_as_they_were(
     assert trainee.model.config.to_dict() == settings
     assert [sample.prompt for sample in samples] == ["hello", "the sky"]
     assert all(isinstance(sample.text, str) for sample in samples)
+
+
+def test_answers_come_one_at_a_time_and_training_may_go_on_between_them(
+    model_folder, recipe, monkeypatch
+):
+    trainee = opened(recipe(model_folder(), samples={"prompts": ["hello", "the sky"]}))
+    asked = []
+    monkeypatch.setattr(sampling, "answer", lambda *given: asked.append(given[2]) or "yes")
+    answers = trainee.sample()
+    assert next(answers).prompt == "hello"
+    assert asked == ["hello"]
+    assert trainee.model.training
+    assert torch.is_grad_enabled()
+    assert next(answers).prompt == "the sky"
 
 
 def test_samples_are_the_most_likely_tokens_up_to_an_end_mark(model_folder, recipe):

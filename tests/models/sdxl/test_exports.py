@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from micro.sdxl import RecipeFor, Widths
+from micro.sdxl import RecipeFor, Widths, examples
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,9 +30,7 @@ from acmsao_cli.models.sdxl.layout import places
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
 
 CPU = torch.device("cpu")
-FACTS = TrainingFacts(
-    "demo", 10, 3, 1e-3, "adamw", seed=0, resolution=64, captions=("a cat, red", "red, round")
-)
+FACTS = TrainingFacts("demo", 10, 3, 1e-3, "adamw", seed=0)
 # Every kind of layer of the UNet that can be adapted, in and between the blocks.
 EVERYWHERE = [
     "to_q", "proj_in", "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj",
@@ -248,13 +247,17 @@ def test_bf16_weights_stay_bf16_and_the_vae_fp32(
 def test_headers_say_what_tools_look_for(
     micro: Path, recipe_for: RecipeFor, tmp_path: Path
 ) -> None:
-    files = exported(trained(recipe_for(micro)), tmp_path)
+    trainee = trained(recipe_for(micro))
+    captions = "a cat, red", "red, round"
+    trainee.encode([replace(examples()[0], caption=caption) for caption in captions])
+    files = exported(trainee, tmp_path)
     with safe_open(files["kohya"].path, framework="pt") as file:
         fields = file.metadata()
     assert fields["ss_base_model_version"] == "sdxl_base_v1-0"
     assert fields["ss_network_module"] == "networks.lora"
     assert (fields["ss_network_dim"], fields["ss_network_alpha"]) == ("4", "4.0")
     assert fields["ss_v2"] == "False"
+    assert (fields["ss_resolution"], fields["modelspec.resolution"]) == ("(64, 64)", "64x64")
     assert fields["ss_output_name"] == fields["modelspec.title"] == "demo"
     assert json.loads(fields["ss_tag_frequency"]) == {"demo": {"red": 2, "a cat": 1, "round": 1}}
     assert fields["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"

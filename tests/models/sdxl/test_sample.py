@@ -56,6 +56,21 @@ def test_sampling_leaves_modes_and_random_streams_alone(micro: Path, recipe_for:
     assert first.tobytes() == again.tobytes()
 
 
+def test_whoever_stops_after_one_picture_has_everything_as_it_was(
+    micro: Path, recipe_for: RecipeFor
+) -> None:
+    samples = {"prompts": ["red", "blue"], "steps": 1}
+    trainee = FAMILY.open(recipe_for(micro, samples=samples), CPU, torch.float32)
+    modes = {name: part.training for name, part in trainee.parts.unet.named_modules()}
+    state = torch.get_rng_state()
+    drawing = trainee.sample()
+    assert next(drawing).prompt == "red"
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: part.training for name, part in trainee.parts.unet.named_modules()} == modes
+    assert next(drawing).prompt == "blue"
+
+
 def test_the_recipe_may_overrule_the_prediction(micro: Path, recipe_for: RecipeFor) -> None:
     recipe = recipe_for(micro, model={"prediction": "v_prediction"})
     trainee = FAMILY.open(recipe, CPU, torch.float32)

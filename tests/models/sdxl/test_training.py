@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,20 @@ def test_progress_ends_at_its_total(micro: Path, recipe_for: RecipeFor) -> None:
     opened(recipe_for(micro)).encode(examples(), lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize("text_encoders", [False, True])
+def test_captions_that_are_cut_are_counted_once(
+    micro: Path,
+    recipe_for: RecipeFor,
+    caplog: pytest.LogCaptureFixture,
+    text_encoders: bool,
+) -> None:
+    trainee = opened(recipe_for(micro, method={"text_encoders": text_encoders}))
+    whole, *_ = examples()
+    long = replace(whole, caption="red round " * 100)
+    trainee.encode([whole])
+    assert caplog.messages == []
+    trainee.encode([long, whole, long])
+    most = trainee.parts.tokenizer.model_max_length
+    assert caplog.messages == [f"2 of 3 captions were cut at {most} tokens"]
