@@ -59,6 +59,17 @@ def write_whole(file: Path, content: str | bytes) -> None:
         stage.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def vacant(path: Path) -> Path:
+    """`path`, absolute, unless something is there; an empty folder is nothing. Else OutputError."""
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty:
+        raise OutputError(
+            f"{path} is there already, and nothing is ever overwritten",
+            hint="name another place, or remove it",
+        )
+    return path.resolve()
+
+
 def flushed(file: Path) -> Path:
     """`file`, once its bytes are on the disk."""
     with file.open("rb") as stream:

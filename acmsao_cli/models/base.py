@@ -146,9 +146,13 @@ class Trainee(Protocol):
 
 
 class ModelFamily(Protocol):
-    """A kind of model: how to look at one, how to open one."""
+    """A kind of model: how to look at one, how to open one, how to write one out as it is.
+
+    `layouts` are the ways its models lie on disk, the usual one first.
+    """
 
     name: str
+    layouts: tuple[str, ...]
 
     def facts(self, recipe: Recipe) -> Facts:
         """Read configuration files and safetensors headers only. Raises ModelError."""
@@ -161,3 +165,9 @@ class ModelFamily(Protocol):
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
         """For each example, a text that shows what training will see of it. Needs no weights."""
+
+    def copy(self, source: str, directory: Path, layout: str) -> list[Path]:
+        """Write the stored model `source` into `directory`, loaded back; returns what was written.
+
+        Raises ModelError, and OutputError: nothing that is there is overwritten.
+        """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,7 @@ from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import Example
 from acmsao_cli.models.base import Facts
 from acmsao_cli.models.causal_lm import encode
+from acmsao_cli.models.causal_lm.copying import LAYOUTS, copy_model
 from acmsao_cli.models.causal_lm.quantized import nf4_config, pack_on_meta
 from acmsao_cli.models.causal_lm.source import (
     Source,
@@ -27,9 +29,15 @@ from acmsao_cli.models.causal_lm.source import (
     read_source,
 )
 from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee
+from acmsao_cli.models.locate import Located
 from acmsao_cli.models.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
+
+
+def find_for(recipe: CausalLmRecipe) -> Located:
+    """The stored model of a recipe. Raises ModelError."""
+    return find(recipe.model.source, recipe.model.revision)
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,12 @@ class CausalLmFamily:
     """See `models.base.ModelFamily` for the contract."""
 
     name: str = "causal_lm"
+    layouts: tuple[str, ...] = LAYOUTS
 
     def facts(self, recipe: Recipe) -> Facts:
         """What configuration and headers say of the model."""
         assert isinstance(recipe, CausalLmRecipe)
-        source = read_source(recipe)
+        source = read_source(find_for(recipe))
         model = build_without_weights(source, torch.float32)
         return Facts(
             family=self.name,
@@ -55,7 +64,7 @@ class CausalLmFamily:
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> CausalLmTrainee:
         """The model with the recipe's method applied; the tokenizer is tried before any weight."""
         assert isinstance(recipe, CausalLmRecipe)
-        source = read_source(recipe)
+        source = read_source(find_for(recipe))
         packed = recipe.model.quantize == "nf4"
         if device.type == "meta":
             sketch = build_without_weights(source, dtype)
@@ -71,7 +80,7 @@ class CausalLmFamily:
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
         """The text of each example, learned tokens between [[ and ]]. Reads no weights."""
         assert isinstance(recipe, CausalLmRecipe)
-        located = find(recipe)
+        located = find_for(recipe)
         limit = longest(recipe, read_config(located))
         tokenizer = load_tokenizer(located)
         encode.prepare_tokenizer(tokenizer, recipe)
@@ -88,6 +97,10 @@ class CausalLmFamily:
                 f"{example.place}: trained {item.num_trained} of {len(item.ids)} tokens{note}\n"
                 f"{text}"
             )
+
+    def copy(self, source: str, directory: Path, layout: str) -> list[Path]:
+        """A transformers folder with the very files of the source."""
+        return copy_model(source, directory)
 
 
 def _details(recipe: CausalLmRecipe, source: Source, architecture: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from acmsao_cli.models.locate import Located, locate, read_json, weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import Header, read_header
 
-# What is fetched of a hub id; pickles and other programs' copies of the weights are not.
+# What is fetched of a hub id, and copied; pickles and other programs' weights are not.
 FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
 
 # Buffers that old versions of transformers saved among the weights.
@@ -58,11 +58,9 @@ class Source:
         return self.config.get_text_config()
 
 
-def find(recipe: CausalLmRecipe) -> Located:
-    """The folder of the recipe's model. Raises ModelError."""
-    return locate(
-        recipe.model.source, recipe.model.revision, single_file_allowed=False, patterns=FILES
-    )
+def find(source: str, revision: str | None) -> Located:
+    """The folder of a model. Raises ModelError."""
+    return locate(source, revision, single_file_allowed=False, patterns=FILES)
 
 
 def longest(recipe: CausalLmRecipe, config: Any) -> int:
@@ -77,9 +75,8 @@ def context_length(config: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def read_source(recipe: CausalLmRecipe) -> Source:
+def read_source(located: Located) -> Source:
     """Read configuration and headers, no weights. Raises ModelError for what cannot be trained."""
-    located = find(recipe)
     config = read_config(located)
     headers = tuple(read_header(file) for file in weight_files(located.path, "model"))
     source = Source(located, config, headers)

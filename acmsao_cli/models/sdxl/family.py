@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from acmsao_cli.models.sdxl.components import (
     Prediction,
     latent_stride,
 )
+from acmsao_cli.models.sdxl.convert import LAYOUTS, export_model
 from acmsao_cli.models.sdxl.loss import diffusion
 from acmsao_cli.models.sdxl.source import Source, find, open_parts, prediction_of
 from acmsao_cli.models.sdxl.text import count_tokens
@@ -34,6 +36,7 @@ class SdxlFamily:
     """See `models.base.ModelFamily`."""
 
     name = "sdxl"
+    layouts = LAYOUTS
 
     def facts(self, recipe: Recipe) -> Facts:
         """Sizes, prediction type and what had to be assumed, from configurations and headers."""
@@ -78,6 +81,10 @@ class SdxlFamily:
                 f"{example.place}: {image.width} x {image.height} -> {width} x {height} "
                 f"(kept {plan.kept:.0%})\n  {example.caption}{cut}"
             )
+
+    def copy(self, source: str, directory: Path, layout: str) -> list[Path]:
+        """A diffusers folder, or a single file in `directory`."""
+        return export_model(source, directory, layout)
 
 
 def prediction_for(recipe: SdxlRecipe, source: Source) -> Prediction:

@@ -23,7 +23,7 @@ STEMS = {
     component: "model" if component in TEXT_ENCODERS else "diffusion_pytorch_model"
     for component in CLASSES
 }
-# What a download from the hub needs; the pickled and other-framework copies stay there.
+# What is fetched from the hub; the pickled and other-framework copies stay there.
 HUB_PATTERNS = (
     INDEX,
     "scheduler/*.json",
@@ -40,6 +40,15 @@ HUB_PATTERNS = (
         )
     ),
 )
+
+
+def patterns_of_halves(folder: Path) -> tuple[str, ...]:
+    """What to fetch besides where whole weights are not offered: the halved variant."""
+    return tuple(
+        f"{component}/{stem}.fp16.safetensors"
+        for component, stem in STEMS.items()
+        if not any((folder / component).glob("*.safetensors"))
+    )
 
 
 class FolderSource:

@@ -19,7 +19,7 @@ from acmsao_cli.models.sdxl.components import (
     Prediction,
     empty_component,
 )
-from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource
+from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource, patterns_of_halves
 from acmsao_cli.models.sdxl.settings import INDEX, Settings
 from acmsao_cli.models.sdxl.single_file import SingleFileSource
 
@@ -47,6 +47,10 @@ def find(source: str, revision: str | None, config: str | None = None) -> tuple[
     Raises ModelError, and ConfigError for a `config` that nothing needs.
     """
     located = locate(source, revision, single_file_allowed=True, patterns=HUB_PATTERNS)
+    halves = () if located.kind == "single-file" else patterns_of_halves(located.path)
+    if halves:
+        patterns = (*HUB_PATTERNS, *halves)
+        located = locate(source, revision, single_file_allowed=True, patterns=patterns)
     if located.kind == "single-file":
         folder = None if config is None else _described_by(config)
         return located, SingleFileSource(located.path, folder)

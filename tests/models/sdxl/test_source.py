@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from micro.hub import fetched, serve
 from micro.sdxl import RecipeFor, Widths, examples
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -259,6 +260,26 @@ def test_a_half_precision_variant_is_read_where_there_is_no_other(
         save_file(weights, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
     trainee = open_it(recipe_for(copy))
     assert next(trainee.parts.unet.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("halved", [(), ("unet",), tuple(CLASSES)], ids=str)
+def test_of_the_hub_halves_are_fetched_where_there_is_no_other(
+    copy: Path,
+    recipe_for: RecipeFor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    halved: tuple[str, ...],
+) -> None:
+    for component in CLASSES:
+        (file,) = (copy / component).glob("*.safetensors")
+        shutil.copy(file, file.with_name(f"{file.stem}.fp16.safetensors"))
+        if component in halved:
+            file.unlink()
+    cache = tmp_path / "cache"
+    serve(copy, cache, monkeypatch)
+    FAMILY.facts(recipe_for("owner/name"))
+    halves = {name.split("/")[0] for name in fetched(cache) if "fp16" in name}
+    assert halves == set(halved)
 
 
 def test_old_clip_names_are_read(copy: Path, recipe_for: RecipeFor, micro: Path) -> None:
