@@ -68,8 +68,8 @@ def write_card(options: argparse.Namespace, figures: dict[str, float]) -> None:
 
 
 BUILDS = {
-    "tiny-sdxl": (build_tiny_sdxl, "tiny-sdxl", 40.0),
-    "tiny-llm": (build_tiny_llm, "tiny-llm", 15.0),
+    "tiny-sdxl": (build_tiny_sdxl, "tiny-sdxl", 60.0),
+    "tiny-llm": (build_tiny_llm, "tiny-llm", 12.0),
     "zoblins": (build_zoblins, "zoblins", 0.0),
     "pirate": (build_pirate, "pirate.jsonl", 0.0),
 }

@@ -20,20 +20,20 @@ def _disc(
 
 
 def zoblin(colour: str, ground: str, random: Random) -> Pixels:
-    """A zoblin, uint8 [64, 64, 3]; place, size and smile vary by a little."""
+    """A zoblin, uint8 [64, 64, 3]; place and size vary by a little."""
     side = SIDE * SCALE
     canvas = Image.new("RGB", (side, side), PALETTE[ground])
     draw, body = ImageDraw.Draw(canvas), PALETTE[colour]
-    x, y = (random.uniform(0.48, 0.52) * side, random.uniform(0.56, 0.6) * side)
-    radius = random.uniform(0.29, 0.33) * side
+    x, y = (random.uniform(0.49, 0.51) * side, random.uniform(0.575, 0.59) * side)
+    radius = random.uniform(0.305, 0.32) * side
     for sign in (-1, 1):
         tip = (x + sign * 0.75 * radius, y - 1.5 * radius)
         draw.line([(x + sign * 0.3 * radius, y - 0.7 * radius), tip], body, int(0.17 * radius))
         _disc(draw, *tip, 0.2 * radius, body)
     _disc(draw, x, y, radius, body)
     for sign in (-1, 1):
-        _disc(draw, x + sign * 0.4 * radius, y - 0.2 * radius, 0.33 * radius, WHITE)
-        _disc(draw, x + sign * 0.36 * radius, y - 0.16 * radius, 0.17 * radius, BLACK)
+        _disc(draw, x + sign * 0.42 * radius, y - 0.2 * radius, 0.36 * radius, WHITE)
+        _disc(draw, x + sign * 0.38 * radius, y - 0.16 * radius, 0.19 * radius, BLACK)
     mouth = (x - 0.5 * radius, y + 0.05 * radius, x + 0.5 * radius, y + 0.72 * radius)
     draw.chord(mouth, 10, 170, BLACK if colour != "black" else WHITE)
     return np.asarray(canvas.reduce(SCALE))
