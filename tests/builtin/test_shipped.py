@@ -29,6 +29,11 @@ def test_weights_are_safetensors_only():
     assert not [path for path in files() if path.suffix in WEIGHTS]
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
 @quiet
 def test_tiny_sdxl_has_the_parts_of_sdxl():
     from diffusers import StableDiffusionXLPipeline
@@ -90,7 +95,7 @@ def test_zoblins_are_twenty_captioned_pictures_of_one_size():
     pictures = sorted((BUILTIN / "zoblins").glob("*.png"))
     captions = [path.with_suffix(".txt").read_text().strip() for path in pictures]
     assert len(pictures) == 20
-    assert {Image.open(path).size for path in pictures} == {(64, 64)}
+    assert {size_of(path) for path in pictures} == {(64, 64)}
     assert len(set(captions)) == 20
     assert all(" zoblin on " in caption for caption in captions)
 
