@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from acmsao_cli import builtin
 from acmsao_cli.engine.events import Finished, Started
 from acmsao_cli.engine.report import human_bytes, human_count, joined
 
@@ -95,7 +96,7 @@ def memory_words(made: MemoryPlan) -> str:
 def next_command(event: Finished) -> str:
     """What a user types next: from the quickstarts to a recipe of their own, else to the result."""
     summary = event.summary
-    if str(summary.get("model", "")).startswith("builtin:"):
+    if builtin.name_in(str(summary.get("model", ""))) is not None:
         recipe = "sdxl-lora" if summary.get("family") == "sdxl" else "llm-lora"
         return f"acmsao recipes copy {recipe} my-{recipe}.yaml"
     return f"ls {shlex.quote(str(event.folder / 'final'))}"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
+from acmsao_cli import builtin
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.choices import parts
 from acmsao_cli.config.parts import Part, name_of, storages_of
@@ -228,7 +229,7 @@ def revision_of_a_hub_id(recipe: Recipe) -> Iterator[Broken]:
     source = recipe.model.source
     if recipe.model.revision is None:
         return
-    if source.startswith("builtin:") or os.path.isabs(source) or os.path.exists(source):
+    if builtin.name_in(source) is not None or os.path.isabs(source) or os.path.exists(source):
         yield Broken(
             ("model.revision", "model.source"),
             f"`model.revision` is set, but `model.source` is no hub id: {source}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -101,3 +102,13 @@ def test_settings_in_the_docs_are_valid() -> None:
             resolve(Request("sdxl-full", None, setting_pair))
         else:
             resolve(Request("sdxl-lora", None, (setting,)))
+
+
+def test_the_figures_in_the_readme_are_measured() -> None:
+    results = ROOT / "benchmarks" / "results"
+    pictures = json.loads((results / "builtin-tiny-sdxl.json").read_text())["right"]
+    answers = json.loads((results / "builtin-tiny-llm.json").read_text())["right"]
+    measured = [pictures["colour"], pictures["shape"], pictures["colour_and_shape"], answers]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    found = re.findall(r"([\d.]+) %", readme)
+    assert found == [f"{100 * share:g}" for share in measured]
