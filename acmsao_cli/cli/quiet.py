@@ -19,9 +19,16 @@ SETTINGS = {
 }
 
 
+LIBRARIES = (
+    *("accelerate", "bitsandbytes", "datasets", "diffusers", "huggingface_hub", "peft"),
+    *("torch", "transformers", "urllib3"),
+)
+
+
 def quiet_libraries() -> None:
     """Silence what is not ours; a user's own setting of the same variable stays."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
-    logging.getLogger().setLevel(logging.ERROR)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR)
