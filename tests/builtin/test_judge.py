@@ -7,9 +7,7 @@ from random import Random
 import pytest
 import torch
 
-import acmsao_cli
-
-ROOT = Path(acmsao_cli.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
