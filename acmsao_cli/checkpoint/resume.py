@@ -72,7 +72,8 @@ def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         lines = [f"  {key}: {before.get(key)} in the run, {now.get(key)} now" for key in refused]
         raise CheckpointError(
             "the recipe differs from the run that would be continued\n" + "\n".join(lines),
-            hint="put the values back, or start another run with --resume never",
+            hint="put the values back, or start a new run: another --output, or --resume never "
+            "without one",
         )
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in free]
 

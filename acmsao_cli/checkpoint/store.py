@@ -75,7 +75,7 @@ class CheckpointStore:
             flushed(temporary / MANIFEST)
             flush_folder(temporary)
             self._put_in_place(temporary, target)
-        self._discard_after(step)
+        self.discard_after(step)
         self._prune()
         return target
 
@@ -100,7 +100,7 @@ class CheckpointStore:
         for step in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
-    def _discard_after(self, step: int) -> None:
+    def discard_after(self, step: int) -> None:
         """Remove checkpoints newer than `step`: the run went back, and goes on from here."""
         for newer in self.steps():
             if newer > step:

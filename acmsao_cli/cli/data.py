@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from acmsao_cli.cli.quiet import quiet_libraries
 from acmsao_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from acmsao_cli.data.base import Problem, Reading
+    from acmsao_cli.data.base import Example, Problem, Reading
 
 app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True)
 
@@ -35,7 +36,7 @@ def check(
     from acmsao_cli.data.reading import read
     from acmsao_cli.models import catalog
 
-    reading = read(config.recipe.data)
+    reading = opened(read(config.recipe.data))
     for name, value in summarise(reading, config.recipe.data):
         typer.echo(f"{name}: {value}")
     for problem in reading.problems:
@@ -45,6 +46,23 @@ def check(
         for text in family.preview(config.recipe, reading.examples[:show]):
             typer.echo(f"\n{text}")
     refuse_unusable(reading)
+
+
+def opened(reading: Reading) -> Reading:
+    """The reading once every picture was decoded as for a training; broken ones are errors."""
+    from acmsao_cli.data.base import ImageExample, Problem
+    from acmsao_cli.errors import DataError
+
+    whole: list[Example] = []
+    problems = list(reading.problems)
+    for example in reading.examples:
+        try:
+            if isinstance(example, ImageExample):
+                example.open()
+            whole.append(example)
+        except DataError as error:
+            problems.append(Problem.of(example.place, error))
+    return replace(reading, examples=tuple(whole), problems=tuple(problems))
 
 
 def problem_line(problem: Problem) -> str:

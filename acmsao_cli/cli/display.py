@@ -157,7 +157,7 @@ class Display:
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=12),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             RateColumn(),
             console=console,
@@ -260,7 +260,8 @@ def end_facts(event: Finished) -> dict[str, str]:
     facts = {}
     if summary["loss_from"] is not None:
         facts["loss"] = f"{summary['loss_from']:.4f} -> {summary['loss_to']:.4f}"
-    facts["peak memory"] = human_bytes(summary["peak_memory_bytes"])
+    whole = "" if summary["device"] == "cuda" else " (the whole process, libraries included)"
+    facts["peak memory"] = human_bytes(summary["peak_memory_bytes"]) + whole
     if summary["comparison"]:
         facts["before/after"] = str(folder / summary["comparison"])
     for file in summary["files"]:
@@ -268,6 +269,15 @@ def end_facts(event: Finished) -> dict[str, str]:
     return facts
 
 
+class PipedConsole(Console):
+    """A console whose closed pipe is answered where all errors are, not by an exit of its own."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more."""
+        raise BrokenPipeError
+
+
 def open_console(*, to_stderr: bool) -> Console:
     """A console on stdout, or on stderr where stdout belongs to machine-readable lines."""
-    return Console(stderr=to_stderr, highlight=False, file=None if to_stderr else sys.stdout)
+    file = None if to_stderr else sys.stdout
+    return PipedConsole(stderr=to_stderr, highlight=False, file=file)

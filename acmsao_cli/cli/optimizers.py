@@ -45,7 +45,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a rule, storage or ed
         typer.echo(f"{part.name} ({part.kind})\n  {part.summary}")
         for option, default in part.options.items():
             typer.echo(f"  {option} = {default}")
-        if part.kind == "rule":
+        if part.kind == "optimizer":
             typer.echo("  bytes of state per weight of a 1024 x 1024 matrix:")
             for storage, size in bytes_per_weight(part.name).items():
                 typer.echo(f"    {storage:<10} {size:.3f}")

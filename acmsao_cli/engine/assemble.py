@@ -131,7 +131,7 @@ def check_continuation(
     if checkpoint.header["data"] != fingerprint(examples):
         raise CheckpointError(
             f"the data at {config.recipe.data.source} is not what the run began with",
-            hint="put the data back, or start another run with --resume never",
+            hint="put the data back, or start a new run: another --output, or --resume never",
         )
     return changes
 

@@ -159,9 +159,9 @@ def choose_place(name: str, output: Path | None, resume: str) -> Place:
     if resume not in ("auto", "never"):
         return place_at(Path(resume), output)
     if output is None:
-        newest = newest_run(name)
-        if resume == "auto" and newest is not None and newest.summary() is None:
-            return Place(newest, newest_checkpoint(newest.checkpoints))
+        unfinished = newest_unfinished(name)
+        if resume == "auto" and unfinished is not None:
+            return Place(unfinished, newest_checkpoint(unfinished.checkpoints))
         return Place(next_run(name))
     folder = RunFolder(output)
     if not folder.exists:
@@ -239,10 +239,10 @@ def numbered_runs(name: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def newest_run(name: str) -> RunFolder | None:
-    """The run of `name` with the highest number."""
-    runs = numbered_runs(name)
-    return RunFolder(runs[-1][1]) if runs else None
+def newest_unfinished(name: str) -> RunFolder | None:
+    """The run of `name` with the highest number among those that are not finished."""
+    runs = [RunFolder(path) for _, path in reversed(numbered_runs(name))]
+    return next((run for run in runs if run.summary() is None), None)
 
 
 def next_run(name: str) -> RunFolder:

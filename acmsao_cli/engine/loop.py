@@ -48,6 +48,7 @@ def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[s
         if every and run.step % every == 0 and not last:
             draw_samples(run, folder, listener)
     stop.stepping = False
+    store.discard_after(run.step)  # a run that went back to its end saves nothing anew
     return finish(run, folder, metrics, time.monotonic() - started, listener)
 
 
@@ -92,7 +93,8 @@ def diverged(what: str, run: Run, folder: RunFolder) -> DivergedError:
     good = f"the last good checkpoint is at step {steps[-1]}" if steps else "no checkpoint was made"
     return DivergedError(
         f"the {what} is not finite at step {run.step + 1}; {good}",
-        hint="lower optimizer.lr or lengthen schedule.warmup_steps, and train with --resume never",
+        hint="lower optimizer.lr or lengthen schedule.warmup_steps, in a new run: another "
+        "--output, or --resume never without one",
     )
 
 
@@ -153,6 +155,7 @@ def finish(
         "family": run.config.recipe.model.family,
         "model": run.config.recipe.model.source,
         "method": run.config.recipe.method.kind,
+        "device": run.core.trainee.device.type,
         "steps": run.total_steps,
         "seconds": round(seconds, 1),
         "loss_from": losses[0] if losses else None,

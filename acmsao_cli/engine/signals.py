@@ -50,9 +50,13 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Note SIGINT, SIGTERM and SIGHUP instead of dying of them. Raises StoppedError."""
+    """Note SIGINT, SIGTERM and SIGHUP instead of dying of them. Raises StoppedError.
+
+    A signal that is ignored already stays so: that is how nohup keeps a run alive.
+    """
     stop = Stop()
-    previous = {number: signal.signal(number, stop.handle) for number in STOPPING}
+    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop.handle) for number in heard}
     try:
         yield stop
     except Interrupted as stopped:

@@ -108,3 +108,18 @@ def test_a_run_that_does_not_fit_says_what_would_help(acmsao: Any, lm: Path) -> 
 )
 def test_settings_that_cannot_be_honoured(acmsao: Any, sdxl: Path, setting: str) -> None:
     refused(acmsao("train", str(sdxl), "-s", setting), 2, setting.partition("=")[0])
+
+
+def test_the_check_decodes_every_picture_as_a_training_will(
+    acmsao: Any, sdxl: Path, shelf: Path, tmp_path: Path
+) -> None:
+    late = tmp_path / "late"
+    late.mkdir()
+    for file in (shelf / "pictures").iterdir():
+        (late / file.name).write_bytes(file.read_bytes())
+    whole = (late / "0.png").read_bytes()
+    (late / "zz.png").write_bytes(whole[: len(whole) // 2])
+    (late / "zz.txt").write_text("cut short")
+    checked = acmsao("data", "check", str(sdxl), "-s", "data.source=./late")
+    assert checked.code == 3
+    assert "zz.png" in checked.out

@@ -196,3 +196,13 @@ def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
     pairs = paired({"before": before, "after": after})
     assert pairs == {"before": [before[0]], "after": [after[0]]}
     assert paired({"before": before, "after": [Sample("c", text="5")]}) == {}
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
