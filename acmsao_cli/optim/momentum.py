@@ -10,10 +10,11 @@ from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry
+from acmsao_cli.optim.schedules import Scalar
 from acmsao_cli.optim.slots import Slot
 
 if TYPE_CHECKING:  # rules import momenta
-    from acmsao_cli.optim.rules.base import Cells, Context, Scalar
+    from acmsao_cli.optim.rules.base import Cells, Context
 
 
 class Momentum(Protocol):
@@ -43,7 +44,7 @@ momentum: Registry[type[Momentum]] = Registry("momentum")
 class Ema:
     """Exponential moving average: m <- b m + (1 - b) g, corrected m / (1 - b^t)."""
 
-    slots = (Slot("momentum"),)
+    slots = (Slot("momentum", gradient_like=True),)
 
     def past(self, cells: Cells) -> Tensor:
         """Return m."""
@@ -81,7 +82,7 @@ class AdEMAMix:
     slow_beta: float = 0.9999
     alpha: float = 5.0
 
-    slots = (Slot("momentum"), Slot("slow_momentum"))
+    slots = (Slot("momentum", gradient_like=True), Slot("slow_momentum"))
 
     def __post_init__(self) -> None:
         if not 0 <= self.slow_beta < 1:

@@ -83,6 +83,10 @@ class ComposedOptimizer(torch.optim.Optimizer):
             device: torch.zeros(len(self.members), dtype=torch.float32, device=device)
             for device in dict.fromkeys(batch.device for batch in self._batches)
         }
+        self._contributions = {  # by device and name, by parameter number: whoever came first
+            device: {name: torch.zeros_like(norms) for name in pipeline.rule.contributions}
+            for device, norms in self._norms.items()
+        }
         self._gradient_norm: Tensor | None = None
 
     # Stepping
@@ -170,7 +174,22 @@ class ComposedOptimizer(torch.optim.Optimizer):
         step = self.steps[members[0].number] + 1
         group = self.param_groups[members[0].group]
         lr, decay = group["lr"], group["weight_decay"]
-        ctx = Context(step, step == 1, lr, decay, weights, self.shared)
+        contributions = self._contributions[batch.device]
+
+        def contribute(name: str, value: Tensor) -> None:
+            contributions[name].index_copy_(0, numbers, value.flatten())
+
+        ctx = Context(
+            step=step,
+            first=step == 1,
+            lr=lr,
+            weight_decay=decay,
+            weights=weights,
+            rows=batch.rows,
+            cols=batch.cols,
+            shared=self.shared,
+            contribute=contribute,
+        )
         noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
         self.pipeline.step(weights, grad, state, ctx, noise)
         scatter(weights, parameters)
@@ -195,13 +214,22 @@ class ComposedOptimizer(torch.optim.Optimizer):
             first = parts[0]
             rest = [part.to(first.device, non_blocking=True) for part in parts[1:]]
             self._gradient_norm = torch.linalg.vector_norm(torch.stack([first, *rest]))
-            self.pipeline.rule.finish(self.shared)
+            self.pipeline.rule.finish(self.shared, self._totals())
         else:
             self._gradient_norm = None
-        for norms in self._norms.values():
+        for device, norms in self._norms.items():
             norms.zero_()
+            for numbers in self._contributions[device].values():
+                numbers.zero_()
         self._stepped.clear()
         self.global_step += 1
+
+    def _totals(self) -> dict[str, Tensor]:
+        first, *others = self._contributions.values()
+        return {
+            name: sum((other[name].sum().to(numbers.device) for other in others), numbers.sum())
+            for name, numbers in first.items()
+        }
 
     # State
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import registry
 from acmsao_cli.optim.edits.base import DirectionEdit, GradientEdit
 from acmsao_cli.optim.noise import Noise
@@ -30,6 +31,11 @@ class Pipeline:
     direction: tuple[DirectionEdit, ...] = ()
     write: Write = field(default_factory=Write)
 
+    def __post_init__(self) -> None:
+        reason = self.rule.rejects(self)
+        if reason is not None:
+            raise OptimizerError(f"{registry.part_name(self.rule)} {reason}")
+
     def cells(self) -> Iterator[tuple[str, Slot]]:
         """Yield every cell's name with its slot, in the order of their noise streams."""
         for slot in self.rule.slots:
@@ -50,7 +56,10 @@ class Pipeline:
         """
         dense = weights.float()
         ctx = replace(ctx, weights=dense)
-        update = self._direct(grad.float(), self._open(state, noise), ctx)
+        cells = self._open(state, noise)
+        update = self._direct(grad.float(), cells, ctx)
+        for cell in cells.values():
+            cell.close()
         self.write(weights, dense, update, ctx, noise.stream(WEIGHT_STREAM))
 
     def stations(self) -> str:
@@ -76,7 +85,13 @@ class Pipeline:
         return update
 
     def _open(self, state: State, noise: Noise) -> dict[str, Cell]:
-        return {
-            name: Cell(self.storage.codec(slot), state[name], noise.stream(stream))
-            for stream, (name, slot) in enumerate(self.cells(), start=WEIGHT_STREAM + 1)
-        }
+        """Cells in the order of their streams; rulers exist before what they measure."""
+        numbered = list(enumerate(self.cells(), start=WEIGHT_STREAM + 1))
+        opened: dict[str, Cell] = {}
+        for stream, (name, slot) in sorted(
+            numbered, key=lambda entry: entry[1][1].unit is not None
+        ):
+            ruler = None if slot.unit is None else opened[slot.unit]
+            codec = self.storage.codec(slot)
+            opened[name] = Cell(codec, state[name], noise.stream(stream), ruler)
+        return opened

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from acmsao_cli.optim.noise import Noise, round_stochastic
 from acmsao_cli.optim.registry import Registry
-from acmsao_cli.optim.rules.base import Context, Scalar
+from acmsao_cli.optim.rules.base import Context
+from acmsao_cli.optim.schedules import Scalar
 
 Rounding: TypeAlias = Callable[[Tensor, Noise], Tensor]  # fp32 value -> bf16
 

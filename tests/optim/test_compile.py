@@ -18,7 +18,7 @@ def train(pipeline: Pipeline, step_function) -> Tensor:
     numbers = torch.arange(2, dtype=torch.int32).view(-1, 1, 1)
     for step in range(1, 5):
         count, lr = torch.tensor(float(step), dtype=torch.float64), torch.tensor(0.1 / step)
-        ctx = Context(count, step == 1, lr, 0.1, weights)
+        ctx = Context(count, step == 1, lr, 0.1, weights, *SHAPE[1:])
         noise = Noise(numbers, torch.tensor(hash_numbers(0, step), dtype=torch.int32))
         step_function(weights, torch.randn(SHAPE, generator=generator), state, ctx, noise)
     return weights

@@ -66,7 +66,8 @@ def test_lion_equals_the_paper(shape):
 
 
 def context(weights: torch.Tensor) -> Context:
-    return Context(step=1, first=True, lr=0.1, weight_decay=0.0, weights=weights)
+    rows, cols = weights.shape[1:]
+    return Context(1, first=True, lr=0.1, weight_decay=0.0, weights=weights, rows=rows, cols=cols)
 
 
 def test_edits_equal_the_papers_for_every_member_of_a_batch():

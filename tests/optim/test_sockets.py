@@ -1,6 +1,6 @@
 """What a new rule may rely on: banks, scalars, shared numbers, tensors nobody else changes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class Everything(Rule):
     def shared(self) -> dict[str, float]:
         return {"scale": 1.0}
 
-    def finish(self, shared: dict[str, Tensor]) -> None:
+    def finish(self, shared: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> None:
         shared["scale"].mul_(0.5)
 
 

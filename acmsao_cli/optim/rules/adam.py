@@ -17,7 +17,7 @@ from acmsao_cli.optim.rules.base import (
     check_betas,
     rule,
 )
-from acmsao_cli.optim.slots import Role, Slot
+from acmsao_cli.optim.slots import Role, Slot, in_units_of
 
 
 @rule("adamw")
@@ -44,14 +44,16 @@ class AdamW(Rule):
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The momentum's, and the mean square of gradients."""
-        return (*self.momentum.slots, Slot("mean_square", Role.POSITIVE))
+        momentum = in_units_of("mean_square", self.momentum.slots)
+        return (*momentum, Slot("mean_square", Role.POSITIVE))
 
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Divide the corrected momentum by the corrected root mean square."""
         root = self._root_mean_square(grad, cells, ctx)
         beta, _ = self.betas
         correction = bias_correction(beta, ctx.step)
-        return self.ratio(self.momentum.advance(grad, cells, ctx, beta, correction), root, self.eps)
+        momentum = self.momentum.advance(grad, cells, ctx, beta, correction)
+        return self.ratio(momentum, root, self.eps * ctx.grad_scale)
 
     def _root_mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         _, beta = self.betas

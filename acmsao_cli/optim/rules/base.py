@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry
+from acmsao_cli.optim.schedules import Scalar
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Cell
 
-Scalar: TypeAlias = (
-    float | Tensor
-)  # a number; a 0-d tensor where a compiled step must not depend on its value
+if TYPE_CHECKING:
+    from acmsao_cli.optim.pipeline import Pipeline
+
 Cells: TypeAlias = Mapping[str, Cell]
+# Sums over these axes of (batch, rows, cols), which stay with length 1.
+Sum: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+def sum_here(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The sum where the whole parameter is at hand."""
+    return x.sum(axes, keepdim=True)
+
+
+def _forget(name: str, value: Tensor) -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class Context:
     """One step's circumstances for a batch of parameters.
 
-    Branch on `first`, never on `step`. Sum over a parameter only through `total` and its kin, which
-    give (batch, 1, 1): the one place that would also sum over shards.
+    Branch on `first`, never on `step`. Sum over a parameter only through `total` and its kin: a
+    rule may be shown a block of rows at a time, and only they see all of it.
     """
 
     step: Scalar  # 1 at a parameter's first step
@@ -33,22 +45,35 @@ class Context:
     lr: Scalar
     weight_decay: float
     weights: Tensor  # dense fp32 (batch, rows, cols), read only
-    shared: dict[str, Tensor] = field(default_factory=dict)  # numbers common to all parameters
+    rows: int  # of the whole parameter
+    cols: int
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # common to all parameters; 0-d
+    grad_scale: Scalar = 1.0  # gradients come this many times larger than they are: so eps does too
+    sum: Sum = sum_here
+    contribute: Callable[[str, Tensor], None] = _forget  # (name, (batch, 1, 1)), see Rule.finish
 
     def total(self, x: Tensor) -> Tensor:
-        """Sum of each parameter's entries."""
-        return x.sum((1, 2), keepdim=True)
+        """Sum of each parameter's entries, (batch, 1, 1)."""
+        return self.sum(x, (1, 2))
+
+    def over_rows(self, x: Tensor) -> Tensor:
+        """Sum of each column, (batch, 1, cols)."""
+        return self.sum(x, (1,))
+
+    def over_cols(self, x: Tensor) -> Tensor:
+        """Sum of each row, (batch, rows, 1)."""
+        return self.sum(x, (2,))
 
     def mean(self, x: Tensor) -> Tensor:
-        """Mean of each parameter's entries."""
-        return self.total(x) / max(x.shape[1] * x.shape[2], 1)
+        """Mean of each parameter's entries, (batch, 1, 1)."""
+        return self.total(x) / max(self.rows * self.cols, 1)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """Inner product, parameter by parameter."""
+        """Inner product, parameter by parameter, (batch, 1, 1)."""
         return self.total(a * b)
 
     def norm(self, x: Tensor) -> Tensor:
-        """Euclidean norm of each parameter."""
+        """Euclidean norm of each parameter, (batch, 1, 1)."""
         return self.dot(x, x).sqrt_()
 
 
@@ -60,14 +85,34 @@ class Rule(Protocol):
         """Everything remembered for each parameter."""
 
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
-        """Advance the cells by one fp32 gradient, which is read only; return a fresh update."""
+        """Advance the cells by one fp32 gradient, which is read only; return a fresh update.
+
+        What was written to a cell is not changed afterwards.
+        """
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs all rows of a parameter at once (matrix products)."""
+        return False
+
+    @property
+    def contributions(self) -> tuple[str, ...]:
+        """Names of the numbers that each parameter gives to `finish` by `ctx.contribute`."""
+        return ()
 
     def shared(self) -> dict[str, float]:
         """Return the initial numbers common to all parameters."""
         return {}
 
-    def finish(self, shared: dict[str, Tensor]) -> None:
-        """Change the shared 0-d numbers in place, once a step, after the last parameter."""
+    def finish(self, shared: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> None:
+        """Change the shared 0-d numbers in place, once a step, after the last parameter.
+
+        `totals` are the sums of the parameters' contributions, 0 for one without a gradient.
+        """
+        return None
+
+    def rejects(self, pipeline: Pipeline) -> str | None:
+        """Say why this rule cannot work in such a pipeline, or None."""
         return None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -19,50 +20,103 @@ class Codec(Protocol):
 
     Laws: fresh pieces read as zero; zero stays zero; signs survive; writing what was read changes
     nothing; in a POSITIVE slot `x > 0` implies `read(write(x)) > 0` for every normal x. `write`
-    does not change `value`.
+    does not change `value`. `unit` (batch, rows, cols), not negative, is given to a codec that is
+    `measured`: the same when a value is read as when it was written.
+
+    A piece is (batch, rows or 1, cols or 1), or packed: (batch, n) with `packed` elements, in the
+    order of memory, to each of the n entries; at most 256 elements.
     """
+
+    packed: ClassVar[Mapping[str, int]] = {}  # by piece
+    measured: ClassVar[bool] = False
+    whole: ClassVar[bool] = False  # cannot be written in blocks of rows
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
         """Return the pieces of a value that is zero."""
 
-    def read(self, pieces: Pieces) -> Tensor:
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return the dense value; it may be the stored tensor itself."""
 
-    def write(self, pieces: Pieces, value: Tensor, noise: Noise) -> None:
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
         """Store `value` into the pieces, in place."""
+
+    def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
+        """Put together what was written block by block.
+
+        A block's pieces are views where they belong to its rows alone, copies where they are shared
+        by all rows: those are to be written back.
+        """
+        for name, piece in pieces.items():
+            if blocks[-1][name].shape == piece.shape:
+                piece.copy_(blocks[-1][name])
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Codec):
     """Four bytes for each number, nothing lost; every policy keeps exact slots so."""
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
         """Return zeros."""
         return {"value": torch.zeros(shape, dtype=torch.float32, device=device)}
 
-    def read(self, pieces: Pieces) -> Tensor:
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return the state itself."""
         return pieces["value"]
 
-    def write(self, pieces: Pieces, value: Tensor, noise: Noise) -> None:
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
         """Copy, which is free when the value is the state itself."""
         pieces["value"].copy_(value)
 
 
 class Cell:
-    """One slot of a batch of parameters as a rule sees it, for the length of one step."""
+    """One slot of a batch of parameters as a rule sees it, for the length of one step.
 
-    def __init__(self, codec: Codec, pieces: Pieces, noise: Noise) -> None:
+    A measured cell has a `ruler`, the cell whose square root is its unit. It is read before the
+    ruler changes and stored after, whatever the rule's order: that is what `close` is for.
+    """
+
+    def __init__(
+        self, codec: Codec, pieces: Pieces, noise: Noise, ruler: Cell | None = None
+    ) -> None:
         self._codec, self._pieces, self._noise = codec, pieces, noise
+        self._ruler = ruler if codec.measured else None
+        self._measured: list[Cell] = []  # by this one
         self._value: Tensor | None = None  # decoded once, however often it is read
+        self._pending: Tensor | None = None  # to be stored by `close`
+        if self._ruler is not None:
+            self._ruler._measured.append(self)
 
     def read(self) -> Tensor:
         """Return the fp32 value. It may be the state itself: change it only to write it back."""
-        if self._value is None:
-            self._value = self._codec.read(self._pieces)
-        return self._value
+        for cell in self._measured:  # while this is still their unit
+            cell._decode()
+        return self._decode()
 
     def write(self, value: Tensor) -> None:
         """Store a value; it is left as it was."""
+        if self._ruler is not None:
+            self._value = self._pending = value
+            return
+        for cell in self._measured:  # stored anew even if the rule leaves them as they were
+            cell._pending = cell._decode() if cell._pending is None else cell._pending
         self._codec.write(self._pieces, value, self._noise)
         self._value = None
+
+    def close(self) -> None:
+        """Store what waited for the ruler."""
+        if self._pending is None:
+            return
+        self._codec.write(self._pieces, self._pending, self._noise, self._unit())
+        self._value = self._pending = None
+
+    def _decode(self) -> Tensor:
+        if self._value is None:
+            self._value = self._codec.read(self._pieces, self._unit())
+        return self._value
+
+    def _unit(self) -> Tensor | None:
+        return None if self._ruler is None else self._ruler._decode().sqrt()

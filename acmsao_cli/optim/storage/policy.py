@@ -8,7 +8,7 @@ from typing import Protocol
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry, suggestion
-from acmsao_cli.optim.slots import Role, Slot
+from acmsao_cli.optim.slots import Extent, Role, Slot
 from acmsao_cli.optim.storage.codec import Codec, Full
 
 DEFAULT = "default"
@@ -33,7 +33,9 @@ class ByRole:
     positive: Codec
 
     def codec(self, slot: Slot) -> Codec:
-        """Return the codec of the slot's role; exact slots and scalars are fp32 everywhere."""
+        """Return the codec of the slot's role; what is exact or small is fp32 everywhere."""
+        if slot.extent is not Extent.FULL:
+            return Full()
         if slot.role is Role.SIGNED:
             return self.signed
         return self.positive if slot.role is Role.POSITIVE else Full()

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from acmsao_cli.optim.noise import Noise
-from acmsao_cli.optim.storage.codec import Pieces
+from acmsao_cli.optim.storage.codec import Codec, Pieces
 from acmsao_cli.optim.storage.policy import ByRole, storage
 
 _SMALLEST: Final = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class Rank1:
+class Rank1(Codec):
     """Rows' and columns' sums of |x| on the natural matrix (as Adafactor, arXiv:1804.04235).
 
     Exact for a value of rank one. A vector is one row and so is stored exactly, at 4 bytes for each
@@ -33,12 +33,14 @@ class Rank1:
             "col": torch.zeros((batch, 1, cols), dtype=torch.float32, device=device),
         }
 
-    def read(self, pieces: Pieces) -> Tensor:
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return a fresh outer product, positive where row and column are."""
         row, col = pieces["row"], pieces["col"]
         return (row * col).clamp_(min=(row > 0) * _SMALLEST).mul_(col > 0)
 
-    def write(self, pieces: Pieces, value: Tensor, noise: Noise) -> None:
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
         """Store the sums of a non-negative value."""
         row, col = value.sum(2, keepdim=True), value.sum(1, keepdim=True)
         total = row.sum(1, keepdim=True)
@@ -49,7 +51,7 @@ class Rank1:
 
 
 @dataclass(frozen=True)
-class SignedRank1:
+class SignedRank1(Codec):
     """Rank-1 magnitude and one sign bit for each element (SMMF, arXiv:2412.08894)."""
 
     magnitude: Rank1 = field(default_factory=Rank1)
@@ -61,12 +63,14 @@ class SignedRank1:
         sign = torch.zeros((batch, num_bytes), dtype=torch.uint8, device=device)
         return {**self.magnitude.allocate(shape, device), "sign": sign}
 
-    def read(self, pieces: Pieces) -> Tensor:
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return a fresh signed outer product."""
         magnitude = self.magnitude.read(pieces)
         return magnitude.mul_(unpack_signs(pieces["sign"], magnitude.shape))
 
-    def write(self, pieces: Pieces, value: Tensor, noise: Noise) -> None:
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
         """Store sums of magnitudes and the signs."""
         self.magnitude.write(pieces, value.abs(), noise)
         pieces["sign"].copy_(pack_signs(value))
