@@ -14,7 +14,15 @@ from pathlib import Path
 OPTIM = Path(__file__).resolve().parent.parent / "optim"
 
 # The registries' names, which are also the decorators': `@rule("adamw")`.
-KINDS = ("rule", "momentum", "ratio", "storage", "gradient_edit", "direction_edit")
+KINDS = (
+    "rule",
+    "momentum",
+    "ratio",
+    "storage",
+    "gradient_edit",
+    "direction_edit",
+    "schedule",
+)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.ratio import ratio as ratios
 from acmsao_cli.optim.registry import Registry, signature, suggestion
 from acmsao_cli.optim.rules.base import rule
+from acmsao_cli.optim.schedules import schedule as schedules
 from acmsao_cli.optim.storage.policy import build_storage
 from acmsao_cli.optim.storage.policy import storage as storages
 from acmsao_cli.optim.write import Write
@@ -32,8 +33,9 @@ REGISTRIES: Final[tuple[Registry[Any], ...]] = (
     gradient_edit,
     direction_edit,
     roundings,
+    schedules,
 )
-_SOCKETS: Final[dict[str, Registry[Any]]] = {"momentum": momenta, "ratio": ratios}
+_SOCKETS: Final[dict[str, Registry[Any]]] = {"momentum": momenta, "ratio": ratios, "inner": rule}
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,9 @@ def describe() -> list[Entry]:
 
 
 def _value(option: str, value: Any) -> Any:
+    """Build what a socket takes; any other mapping is a schedule that the option follows."""
+    if option not in _SOCKETS and isinstance(value, Mapping):
+        return build_part(schedules, value)
     if option in _SOCKETS and not callable(value) and not dataclasses.is_dataclass(value):
         return build_part(_SOCKETS[option], value)
     return tuple(value) if isinstance(value, list) else value
