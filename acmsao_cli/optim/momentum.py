@@ -10,8 +10,16 @@ from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry
-from acmsao_cli.optim.schedules import Scalar
-from acmsao_cli.optim.slots import Slot
+from acmsao_cli.optim.schedules import (
+    Course,
+    Scalar,
+    between,
+    check_course,
+    decay_between,
+    progress,
+    value_at,
+)
+from acmsao_cli.optim.slots import Role, Slot
 
 if TYPE_CHECKING:  # rules import momenta
     from acmsao_cli.optim.rules.base import Cells, Context
@@ -27,7 +35,7 @@ class Momentum(Protocol):
     def slots(self) -> tuple[Slot, ...]:
         """What is remembered for each parameter."""
 
-    def past(self, cells: Cells) -> Tensor:
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return the history before this gradient, uncorrected; read only."""
 
     def advance(
@@ -41,12 +49,12 @@ momentum: Registry[type[Momentum]] = Registry("momentum")
 
 @momentum("ema")
 @dataclass(frozen=True)
-class Ema:
+class Ema(Momentum):
     """Exponential moving average: m <- b m + (1 - b) g, corrected m / (1 - b^t)."""
 
     slots = (Slot("momentum", gradient_like=True),)
 
-    def past(self, cells: Cells) -> Tensor:
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return m."""
         return cells["momentum"].read()
 
@@ -54,7 +62,7 @@ class Ema:
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m / correction."""
-        return _corrected(_average(grad, cells, "momentum", beta), correction)
+        return corrected(_average(grad, cells, "momentum", beta), correction)
 
 
 @momentum("nesterov")
@@ -67,47 +75,181 @@ class Nesterov(Ema):
     ) -> Tensor:
         """Look ahead by one gradient."""
         ahead = torch.lerp(grad, _average(grad, cells, "momentum", beta), beta)
-        return _corrected(ahead, correction)
+        return corrected(ahead, correction)
+
+
+@momentum("heavy_ball")
+@dataclass(frozen=True)
+class HeavyBall(Momentum):
+    """The sum of SGD (Sutskever et al. 2013, in torch's form): m <- b m + (1 - dampening) g.
+
+    The first gradient is not dampened. With `nesterov` the rule sees g + b m instead of m. A sum
+    needs no bias correction; it is 1 / (1 - b) times as long as the average.
+    """
+
+    dampening: float = 0.0
+    nesterov: bool = False
+
+    slots = (Slot("momentum"),)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dampening < 1 or (self.nesterov and self.dampening):
+            raise OptimizerError(
+                f"heavy_ball cannot have dampening {self.dampening}",
+                hint="it lies in [0, 1), and is 0 with nesterov",
+            )
+
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
+        """Return m."""
+        return cells["momentum"].read()
+
+    def advance(
+        self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
+    ) -> Tensor:
+        """Return m, or g + b m."""
+        share = 1.0 if ctx.first else 1 - self.dampening
+        total = _accumulate(grad, cells, beta, share)
+        return torch.add(grad, total, alpha=beta) if self.nesterov else total
+
+
+@momentum("accumulator")
+@dataclass(frozen=True)
+class Accumulator(Momentum):
+    """A sum, plus `alpha` times the gradient (Morwani et al. 2025, arXiv:2502.02431).
+
+    m <- b m + g, and the rule sees m + alpha g: Simplified AdEMAMix, with the theory's scale, so
+    it is 1 / (1 - b) + alpha times as long as an average and takes a smaller learning rate.
+    For `warmup` steps the decay rate goes from `start_beta` to the rule's, as in AdEMAMix. With
+    `corrected` everything is divided by the weight that m's gradients have.
+    """
+
+    alpha: Course = 0.0
+    warmup: int = 0
+    start_beta: float = 0.9
+    corrected: bool = False
+
+    def __post_init__(self) -> None:
+        check_course("alpha", self.alpha, lambda alpha: alpha >= 0, "100 (small batches) to 0")
+        _check_warmup(self.warmup)
+        _check_decay("start_beta", self.start_beta, "0.9")
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The sum, and where it is wanted the sum of its gradients' weights."""
+        weight = (Slot("weight", Role.SCALAR),) if self.corrected else ()
+        return (Slot("momentum"), *weight)
+
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
+        """Return m."""
+        return cells["momentum"].read()
+
+    def advance(
+        self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
+    ) -> Tensor:
+        """Return m + alpha g, divided by the weight of m if that is wanted."""
+        rate = decay_between(self.start_beta, beta, progress(ctx.step, self.warmup))
+        total = plus(_accumulate(grad, cells, rate), grad, value_at(self.alpha, ctx.step))
+        if not self.corrected:
+            return total
+        weight = cells["weight"].read() * rate + 1
+        cells["weight"].write(weight)
+        return total.div_(weight)
 
 
 @momentum("ademamix")
 @dataclass(frozen=True)
-class AdEMAMix:
+class AdEMAMix(Momentum):
     """A fast average plus `alpha` times a slow one (Pagliardini et al. 2024, arXiv:2409.03137).
 
-    m1 / (1 - b^t) + alpha m2, with alpha and both decay rates constant; the slow average is not
-    corrected, so its weight grows as it fills.
+    m1 / (1 - b^t) + alpha m2. The slow average is not corrected, so its weight grows as it fills.
+    For `warmup` steps (the paper: all of a run's) alpha grows from 0, and the slow decay rate from
+    the rule's, by equal amounts of its half-life. Either may follow a schedule of its own instead.
     """
 
-    slow_beta: float = 0.9999
-    alpha: float = 5.0
+    slow_beta: Course = 0.9999
+    alpha: Course = 5.0
+    warmup: int = 0
 
     slots = (Slot("momentum", gradient_like=True), Slot("slow_momentum"))
 
     def __post_init__(self) -> None:
-        if not 0 <= self.slow_beta < 1:
-            raise OptimizerError(
-                f"slow_beta must be in [0, 1), not {self.slow_beta}", hint="typical: 0.9999"
-            )
+        _check_decay("slow_beta", self.slow_beta, "0.9999")
+        _check_warmup(self.warmup)
 
-    def past(self, cells: Cells) -> Tensor:
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return m1 + alpha m2."""
-        return torch.add(cells["momentum"].read(), cells["slow_momentum"].read(), alpha=self.alpha)
+        slow = cells["slow_momentum"].read()
+        return plus(cells["momentum"].read(), slow, self._alpha(ctx))
 
     def advance(
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m1 / correction + alpha m2."""
-        fast = _corrected(_average(grad, cells, "momentum", beta), correction)
-        slow = _average(grad, cells, "slow_momentum", self.slow_beta)
-        return torch.add(fast, slow, alpha=self.alpha)
+        share = progress(ctx.step, self.warmup)
+        slow_beta = decay_between(beta, value_at(self.slow_beta, ctx.step), share)
+        fast = corrected(_average(grad, cells, "momentum", beta), correction)
+        slow = _average(grad, cells, "slow_momentum", slow_beta)
+        return plus(fast, slow, self._alpha(ctx))
+
+    def _alpha(self, ctx: Context) -> Scalar:
+        return between(0.0, value_at(self.alpha, ctx.step), progress(ctx.step, self.warmup))
 
 
-def _average(grad: Tensor, cells: Cells, slot: str, beta: float) -> Tensor:
-    average = cells[slot].read().lerp_(grad, 1 - beta)
+@dataclass(frozen=True)
+class Nothing(Momentum):
+    """The gradient itself."""
+
+    slots = ()
+
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
+        """Return 0."""
+        return torch.zeros((), device=ctx.weights.device)
+
+    def advance(
+        self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
+    ) -> Tensor:
+        """Return g."""
+        return grad
+
+
+def at_decay(chosen: Momentum, beta: float) -> Momentum:
+    """Return what the momentum is at this decay rate: an average that forgets at once is nothing.
+
+    A rule that takes its momentum from here has no slot for what would only repeat the gradient.
+    """
+    return Nothing() if beta == 0 and isinstance(chosen, Ema) else chosen
+
+
+def corrected(average: Tensor, correction: Scalar) -> Tensor:
+    """Return average / correction; the average itself where there is nothing to correct."""
+    return average if isinstance(correction, float) and correction == 1.0 else average / correction
+
+
+def plus(x: Tensor, y: Tensor, times: Scalar) -> Tensor:
+    """Return x + times y, fresh; torch takes `alpha` only as a host number."""
+    if isinstance(times, Tensor):
+        return torch.addcmul(x, y, times.to(y))
+    return torch.add(x, y, alpha=times)
+
+
+def _average(grad: Tensor, cells: Cells, slot: str, beta: Scalar) -> Tensor:
+    share = 1 - beta
+    weight = share.to(grad) if isinstance(share, Tensor) else share
+    average = cells[slot].read().lerp_(grad, weight)
     cells[slot].write(average)
     return average
 
 
-def _corrected(average: Tensor, correction: Scalar) -> Tensor:
-    return average if isinstance(correction, float) and correction == 1.0 else average / correction
+def _accumulate(grad: Tensor, cells: Cells, beta: Scalar, share: float = 1.0) -> Tensor:
+    total = cells["momentum"].read().mul_(beta).add_(grad, alpha=share)
+    cells["momentum"].write(total)
+    return total
+
+
+def _check_decay(name: str, beta: Course, typical: str) -> None:
+    check_course(name, beta, lambda b: 0 <= b < 1, f"in [0, 1); typical: {typical}")
+
+
+def _check_warmup(steps: int) -> None:
+    if steps < 0:
+        raise OptimizerError(f"a warmup cannot take {steps} steps", hint="0 is none")

@@ -24,6 +24,12 @@ def divide(numerator: Tensor, root: Tensor, eps: Scalar) -> Tensor:
     return torch.div(numerator, root.add_(eps), out=root)
 
 
+@ratio("floored")
+def floored(numerator: Tensor, root: Tensor, eps: Scalar) -> Tensor:
+    """n / max(root, eps): the floor does not bend larger roots (ADOPT, arXiv:2411.02853)."""
+    return torch.div(numerator, root.clamp_(min=eps), out=root)
+
+
 @ratio("atan2")
 def atan2(numerator: Tensor, root: Tensor, eps: Scalar) -> Tensor:
     """4/pi atan2(n, root): bounded by 2, 1 where n = root, without eps (arXiv:2407.05872)."""

@@ -7,8 +7,8 @@ from typing import Final
 
 from torch import Tensor
 
-from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.edits.base import gradient_edit
+from acmsao_cli.optim.rms import check_limit, clip_rms
 from acmsao_cli.optim.rules.base import Context
 
 _TINY: Final = 1e-30
@@ -40,12 +40,8 @@ class RmsClip:
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise OptimizerError(
-                f"the limit of rms_clip must be positive, not {self.limit}", hint="typical: 1.0"
-            )
+        check_limit("rms_clip", self.limit)
 
     def __call__(self, grad: Tensor, ctx: Context) -> Tensor:
         """Divide by max(1, rms / limit)."""
-        rms = ctx.mean(grad.square()).sqrt_()
-        return grad / (rms / self.limit).clamp_(min=1.0)
+        return clip_rms(grad, self.limit, ctx)

@@ -1,13 +1,15 @@
-"""AdamW."""
+"""AdamW, and what is AdamW with another momentum."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.momentum import Ema, Momentum
+from acmsao_cli.optim.momentum import Accumulator, Ema, Momentum, at_decay, corrected
 from acmsao_cli.optim.ratio import Ratio, divide
 from acmsao_cli.optim.rules.base import (
     Cells,
@@ -17,7 +19,10 @@ from acmsao_cli.optim.rules.base import (
     check_betas,
     rule,
 )
+from acmsao_cli.optim.schedules import Course, Scalar, check_course, value_at
 from acmsao_cli.optim.slots import Role, Slot, in_units_of
+
+Correction: TypeAlias = Literal["momentum", "update", "none"]
 
 
 @rule("adamw")
@@ -26,37 +31,73 @@ class AdamW(Rule):
     """Momentum over the root mean square of gradients (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
     v <- b2 v + (1 - b2) g^2      u = m^ / (sqrt(v / (1 - b2^t)) + eps)
+
+    `amsgrad` takes the largest v so far, before it is corrected (Reddi et al. 2018, torch's form).
+    `correction` says what is divided by 1 - b1^t: the momentum, or the update (the same but for
+    atan2 and momenta of two parts; adv_optm's form). With none, v is not corrected either.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    eps: Course = 1e-8
     momentum: Momentum = field(default_factory=Ema)
     ratio: Ratio = divide
+    amsgrad: bool = False
+    correction: Correction = "momentum"
 
     def __post_init__(self) -> None:
         check_betas(self.betas)
-        if not self.eps > 0:
+        hint = "eps must be positive; typical: 1e-8; ratio=atan2 ignores it"
+        check_course("eps", self.eps, lambda eps: eps > 0, hint)
+        if self.correction not in get_args(Correction):
             raise OptimizerError(
-                f"eps must be positive, not {self.eps}",
-                hint="typical: eps=1e-8; ratio=atan2 ignores it",
+                f"correction cannot be `{self.correction}`",
+                hint=f"one of: {', '.join(get_args(Correction))}",
             )
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The momentum's, and the mean square of gradients."""
-        momentum = in_units_of("mean_square", self.momentum.slots)
-        return (*momentum, Slot("mean_square", Role.POSITIVE))
+        """The momentum's, the mean square of gradients, and the largest one for amsgrad."""
+        momentum = in_units_of("mean_square", self._momentum.slots)
+        largest = (Slot("max_mean_square", Role.POSITIVE),) if self.amsgrad else ()
+        return (*momentum, Slot("mean_square", Role.POSITIVE), *largest)
 
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Divide the corrected momentum by the corrected root mean square."""
         root = self._root_mean_square(grad, cells, ctx)
         beta, _ = self.betas
-        correction = bias_correction(beta, ctx.step)
-        momentum = self.momentum.advance(grad, cells, ctx, beta, correction)
-        return self.ratio(momentum, root, self.eps * ctx.grad_scale)
+        weight = self._weight(beta, ctx)
+        early, late = (1.0, weight) if self.correction == "update" else (weight, 1.0)
+        momentum = self._momentum.advance(grad, cells, ctx, beta, early)
+        eps = value_at(self.eps, ctx.step) * ctx.grad_scale
+        return corrected(self.ratio(momentum, root, eps), late)
+
+    @property
+    def _momentum(self) -> Momentum:
+        return at_decay(self.momentum, self.betas[0])
 
     def _root_mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         _, beta = self.betas
         square = cells["mean_square"].read().mul_(beta).addcmul_(grad, grad, value=1 - beta)
         cells["mean_square"].write(square)
-        return (square / bias_correction(beta, ctx.step)).sqrt_()
+        if self.amsgrad:
+            square = torch.maximum(square, cells["max_mean_square"].read())
+            cells["max_mean_square"].write(square)
+        return (square / self._weight(beta, ctx)).sqrt_()
+
+    def _weight(self, beta: float, ctx: Context) -> Scalar:
+        return 1.0 if self.correction == "none" else bias_correction(beta, ctx.step)
+
+
+@rule("simplified_ademamix")
+@dataclass(frozen=True)
+class SimplifiedAdEMAMix(AdamW):
+    """AdamW with a sum as its momentum (Morwani et al. 2025, arXiv:2502.02431).
+
+    u = (m + alpha g) / (sqrt(v / (1 - b2^t)) + eps), m <- b1 m + g
+
+    Takes about a hundredth of AdamW's learning rate. The sum has no bias correction of its own
+    unless its option `corrected` says so.
+    """
+
+    betas: tuple[float, float] = (0.99, 0.95)
+    momentum: Momentum = field(default_factory=Accumulator)

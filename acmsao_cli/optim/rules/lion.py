@@ -34,6 +34,6 @@ class Lion(Rule):
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Look at the momentum of earlier gradients, then let it advance."""
         beta1, beta2 = self.betas
-        direction = torch.lerp(grad, self.momentum.past(cells), beta1).sign_()
+        direction = torch.lerp(grad, self.momentum.past(cells, ctx), beta1).sign_()
         self.momentum.advance(grad, cells, ctx, beta2, correction=1.0)
         return direction

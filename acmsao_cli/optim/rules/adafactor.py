@@ -1,0 +1,100 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.momentum import Ema, Momentum, at_decay
+from acmsao_cli.optim.rms import check_limit, clip_rms
+from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
+from acmsao_cli.optim.schedules import Course, Scalar, check_course, value_at
+from acmsao_cli.optim.slots import Extent, Role, Slot
+
+_SMALLEST: Final = torch.finfo(torch.float32).tiny
+_LARGEST_RELATIVE_STEP: Final = 1e-2
+
+
+@rule("adafactor")
+@dataclass(frozen=True)
+class Adafactor(Rule):
+    """Root mean square from row and column means (Shazeer & Stern 2018, arXiv:1804.04235).
+
+    b = 1 - t^-decay      R <- b R + (1 - b) mean_cols(g^2 + eps1)      C likewise over the rows
+    u = g / sqrt(R C / mean(R)), shrunk to a root mean square of at most `clip`
+
+    Of a vector, which is one row, C is the exact mean square. The learning rate is the run's, as
+    for every rule; the paper's own is `relative_step` (times min(0.01, 1 / sqrt(t))) and
+    `scale_parameter` (times the weights' root mean square, at least eps2), at a learning rate of 1.
+    `beta1` > 0 averages the updates.
+    """
+
+    decay: float = 0.8
+    eps1: Course = 1e-30
+    eps2: float = 1e-3
+    clip: float = 1.0
+    relative_step: bool = False
+    scale_parameter: bool = False
+    beta1: float = 0.0
+    momentum: Momentum = field(default_factory=Ema)
+
+    def __post_init__(self) -> None:
+        check_limit("adafactor's clip", self.clip)
+        check_course("eps1", self.eps1, lambda eps: eps > 0, "eps1 must be positive; typical 1e-30")
+        if not (0 <= self.beta1 < 1 and self.decay > 0 and self.eps2 > 0):
+            raise OptimizerError(
+                f"adafactor cannot work with beta1={self.beta1}, decay={self.decay}, "
+                f"eps2={self.eps2}",
+                hint="beta1 is in [0, 1), decay and eps2 are positive; typical: 0, 0.8, 1e-3",
+            )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The momentum's, and the mean squares of rows and columns."""
+        row = Slot("row_mean_square", Role.POSITIVE, extent=Extent.ROW)
+        col = Slot("col_mean_square", Role.POSITIVE, extent=Extent.COL)
+        return (*self._momentum.slots, row, col)
+
+    def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        """Divide by the root of the factored mean square, shrink, scale, average."""
+        square = self._mean_square(grad, cells, ctx)
+        normal = clip_rms(grad / square.clamp_(min=_SMALLEST).sqrt_(), self.clip, ctx)
+        scaled = normal.mul_(self._step_size(ctx))
+        # A copy, because what the momentum returns may be its state.
+        return self._momentum.advance(scaled, cells, ctx, self.beta1, correction=1.0).clone()
+
+    @property
+    def _momentum(self) -> Momentum:
+        return at_decay(self.momentum, self.beta1)
+
+    def _mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        share = ctx.step**-self.decay  # 1 - b: all of it at the first step
+        square = grad.square().add_(value_at(self.eps1, ctx.step) * ctx.grad_scale**2)
+        row = self._average(cells, "row_mean_square", ctx.over_cols(square) / ctx.cols, share)
+        col = self._average(cells, "col_mean_square", ctx.over_rows(square) / ctx.rows, share)
+        # The mean of the rows' means is that of the columns': sums over a row never cross blocks.
+        mean = (ctx.over_cols(col) / ctx.cols).clamp_(min=_SMALLEST)
+        return row / mean * col
+
+    def _average(self, cells: Cells, slot: str, mean: Tensor, share: Scalar) -> Tensor:
+        weight = share.to(mean) if isinstance(share, Tensor) else share
+        average = torch.lerp(cells[slot].read(), mean, weight)
+        cells[slot].write(average)
+        return average
+
+    def _step_size(self, ctx: Context) -> Scalar:
+        size: Scalar = 1.0
+        if self.relative_step:
+            size = _at_most(ctx.step**-0.5, _LARGEST_RELATIVE_STEP)
+        if self.scale_parameter:
+            mean_square = ctx.mean(ctx.weights.square())
+            size = mean_square.sqrt_().clamp_(min=self.eps2) * size
+        return size
+
+
+def _at_most(x: Scalar, limit: float) -> Scalar:
+    return x.clamp(max=limit) if isinstance(x, Tensor) else min(x, limit)
