@@ -16,6 +16,7 @@ class Role(Enum):
     )
     EXACT = "exact"  # anchors, copies of weights, bases: never with loss
     SCALAR = "scalar"  # one number for each parameter
+    WORD = "word"  # whole numbers of 16 bits with their sign, never with loss
 
 
 class Extent(Enum):
@@ -24,8 +25,8 @@ class Extent(Enum):
     FULL = "full"  # (rows, cols)
     ROW = "row"  # (rows, 1)
     COL = "col"  # (1, cols)
-    LEFT = "left"  # (rows, rows)
-    RIGHT = "right"  # (cols, cols)
+    LEFT = "left"  # (rows, rows); of a vector (1, 1)
+    RIGHT = "right"  # (cols, cols); of a vector (1, 1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Slot:
     """One thing to remember for each parameter; `depth` > 1 is a bank, read one entry at a time.
 
     `gradient_like`: its numbers are of the size of gradients, so they may be counted in units of a
-    root mean square of gradients. `unit` names the slot whose square root is that unit.
+    root mean square of gradients. `unit` names the slot whose square root is that unit. A LEFT or
+    RIGHT side longer than `limit` is not kept: (1, 1). `stride` > 1 keeps every so manieth column
+    of a matrix; of a vector everything.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Slot:
     extent: Extent = Extent.FULL
     gradient_like: bool = False
     unit: str | None = None
+    limit: int | None = None
+    stride: int = 1
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -60,10 +65,14 @@ class Slot:
             case Extent.COL:
                 return batch, 1, cols
             case Extent.LEFT:
-                return batch, rows, rows
+                return batch, *self._square(rows, cols)
             case Extent.RIGHT:
-                return batch, cols, cols
-        return batch, rows, cols
+                return batch, *self._square(cols, rows)
+        return batch, rows, cols if rows == 1 else -(-cols // self.stride)
+
+    def _square(self, side: int, other: int) -> tuple[int, int]:
+        kept = other > 1 and (self.limit is None or side <= self.limit)
+        return (side, side) if kept else (1, 1)
 
 
 def in_units_of(unit: str, slots: Iterable[Slot]) -> tuple[Slot, ...]:

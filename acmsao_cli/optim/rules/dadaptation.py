@@ -1,0 +1,99 @@
+"""D-adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.momentum import Momentum
+from acmsao_cli.optim.registry import part_name
+from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
+from acmsao_cli.optim.rules.wrapping import DistanceFree
+from acmsao_cli.optim.schedules import Scalar, value_at
+from acmsao_cli.optim.slots import Slot
+
+_SQUARES: Final = "mean_square"
+
+
+@rule("dadaptation")
+@dataclass(frozen=True)
+class DAdaptation(DistanceFree):
+    """Finds the learning rate of Adam-like rules (Defazio & Mishchenko 2023, arXiv:2301.07733).
+
+    r <- b3 r + (1 - b3) lr d <g, s / (sqrt(v) + eps)>     s <- b3 s + (1 - b3) lr d g
+    u = inner's, with d g in its momentum, at rate lr      d <- max(d, r / ((1 - b3) |s|_1))
+
+    v is the inner rule's mean square before g. Set lr = 1.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keeps = {slot.name for slot in self.inner.slots}
+        if _SQUARES not in keeps or not hasattr(self.inner, "momentum"):
+            raise OptimizerError(
+                "dadaptation measures gradients by the mean square its inner rule keeps, "
+                f"and {part_name(self.inner)} keeps none",
+                hint="inner=adamw; prodigy goes around any rule",
+            )
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The inner rule's, with its momentum of another size, and the weighted sum."""
+        *_, gradient_sum = super().slots
+        return (*self._weighted_inner().slots, gradient_sum)
+
+    def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        """Measure the gradient, then step with d in the momentum; the rate is d, so divide."""
+        self._measure(grad, cells, ctx)
+        return self._weighted_inner().update(grad, cells, ctx).div_(ctx.shared["d"])
+
+    def estimate(
+        self, shared: Mapping[str, Tensor], numerator: Tensor, denominator: Tensor
+    ) -> None:
+        """d grows to the estimate, at most by the growth rate in a step."""
+        d, average, share = shared["d"], shared["d_numerator"], 1 - self.decay
+        average.mul_(self.decay).add_(numerator, alpha=share)
+        found = torch.where(denominator > 0, average / (denominator * share), d)
+        d.copy_(d.maximum(found.minimum(d * self.growth_rate)))
+
+    def _measure(self, grad: Tensor, cells: Cells, ctx: Context) -> None:
+        weight = ctx.shared["d"] * ctx.lr
+        eps = value_at(getattr(self.inner, "eps", 1e-8), ctx.step) * ctx.grad_scale
+        gradients = cells["gradient_sum"].read()
+        measured = gradients / cells[_SQUARES].read().sqrt().add_(eps)
+        ctx.contribute("numerator", ctx.dot(grad, measured) * weight)
+        gradients = gradients.mul_(self.decay).add_(grad * (weight * (1 - self.decay)))
+        cells["gradient_sum"].write(gradients)
+        ctx.contribute("denominator", ctx.total(gradients.abs()))
+
+    def _weighted_inner(self) -> Rule:
+        inner: Any = self.inner
+        weighted: Rule = replace(inner, momentum=_Weighted(inner.momentum))
+        return weighted
+
+
+@dataclass(frozen=True)
+class _Weighted(Momentum):
+    """A history in which every gradient weighs by the d of its time."""
+
+    history: Momentum
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The history's; no longer of the size of gradients."""
+        return tuple(replace(slot, gradient_like=False) for slot in self.history.slots)
+
+    def past(self, cells: Cells, ctx: Context) -> Tensor:
+        """Return the weighted history."""
+        return self.history.past(cells, ctx)
+
+    def advance(
+        self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
+    ) -> Tensor:
+        """Take in d g."""
+        return self.history.advance(grad * ctx.shared["d"], cells, ctx, beta, correction)
