@@ -1,0 +1,148 @@
+"""The pipeline's twin in C: cpu.c, compiled for the parts at hand."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim import registry
+from acmsao_cli.optim.kernels import build
+from acmsao_cli.optim.kernels.parts import MOMENTUM, SQUARE, Kept, Parts
+from acmsao_cli.optim.noise import Noise, hash_numbers
+from acmsao_cli.optim.pipeline import WEIGHT_STREAM
+from acmsao_cli.optim.rules.base import Context
+from acmsao_cli.optim.storage.codec import Pieces, State
+
+SOURCE: Final = Path(__file__).with_name("cpu.c")
+_BLOCK: Final = 65_536  # elements of one task: in the caches, and worth a thread's while
+_MAX_BLOCKS: Final = 64  # of a factored matrix: each keeps column sums
+_LOW_32_BITS: Final = 0xFFFFFFFF
+
+
+class _Job(ctypes.Structure):
+    """`Job` of cpu.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weights", "grad", "momentum", "square")),
+        *((name, ctypes.c_void_p) for name in ("momentum_row", "momentum_col")),
+        *((name, ctypes.c_void_p) for name in ("square_row", "square_col")),
+        *((name, ctypes.c_void_p) for name in ("sign", "partial", "numbers")),
+        *((name, ctypes.c_int64) for name in ("rows", "cols", "block", "blocks")),
+        ("salts", ctypes.c_uint32 * 3),
+        ("side", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("look", "pull", "keep_square", "pull_square")),
+        *((name, ctypes.c_float) for name in ("grow", "grow_square", "eps")),
+        *((name, ctypes.c_float) for name in ("shrink", "lr")),
+    )
+
+
+@dataclass(frozen=True)
+class CpuKernel:
+    """`Pipeline.step` for one composition, on the CPU and torch's number of threads."""
+
+    parts: Parts
+
+    def __call__(
+        self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise
+    ) -> None:
+        """Advance weights and state in place."""
+        if not weights.numel():
+            return
+        grad = (grad if grad.dtype == torch.bfloat16 else grad.float()).contiguous()
+        dense = weights.contiguous()
+        batch, rows, cols = weights.shape
+        block, blocks = self._blocks(rows, cols)
+        numbers = noise.numbers.to(torch.int32).contiguous()
+        partial = torch.empty((batch, blocks, 2, cols) if self.parts.sums else 0)
+        job = _Job(
+            weights=dense.data_ptr(),
+            grad=grad.data_ptr(),
+            numbers=numbers.data_ptr(),
+            partial=partial.data_ptr(),
+            rows=rows,
+            cols=cols,
+            block=block,
+            blocks=blocks,
+            salts=(ctypes.c_uint32 * 3)(*self._salts(noise)),
+            **_pointers("momentum", state.get(MOMENTUM, {})),
+            **_pointers("square", state.get(SQUARE, {})),
+            **asdict(self.parts.numbers(ctx)),
+        )
+        library = self.library(grad.dtype)
+        threads = torch.get_num_threads() if weights.numel() > 2 * _BLOCK else 1
+        _share(library.step, job, batch * blocks, threads)
+        _share(library.finish, job, batch, threads)
+        if dense is not weights:
+            weights.copy_(dense)
+
+    def library(self, grad_dtype: torch.dtype) -> ctypes.CDLL:
+        """The compiled code for gradients of this dtype; built the first time."""
+        parts, ratio = self.parts, getattr(self.parts.rule, "ratio", None)
+        macros = {
+            "RULE": registry.part_name(parts.rule),
+            "RATIO": "none" if ratio is None else registry.part_name(ratio),
+            "MOMENTUM": _name(parts.momentum),
+            "SQUARE": _name(parts.square),
+            "WEIGHTS": parts.weights.name,
+            "GRAD": (Kept.HALF if grad_dtype == torch.bfloat16 else Kept.FULL).name,
+            "ROUNDING": registry.part_name(parts.rounding),
+        }
+        return build.load(SOURCE, tuple((name, value.upper()) for name, value in macros.items()))
+
+    def _blocks(self, rows: int, cols: int) -> tuple[int, int]:
+        """Elements of a block of one parameter, and how many blocks there are."""
+        if not self.parts.sums:
+            return _BLOCK, -(-rows * cols // _BLOCK)
+        block_rows = max(-(-_BLOCK // cols), -(-rows // _MAX_BLOCKS))
+        block_rows += -block_rows % 8  # whole bytes of signs
+        return block_rows * cols, -(-rows // block_rows)
+
+    def _salts(self, noise: Noise) -> list[int]:
+        streams = (WEIGHT_STREAM, self.parts.stream(MOMENTUM), self.parts.stream(SQUARE))
+        return [(int(noise.salt) + hash_numbers(stream)) & _LOW_32_BITS for stream in streams]
+
+
+def kernel(parts: Parts) -> CpuKernel:
+    """Return the kernel for these parts, compiled for gradients of the weights' dtype."""
+    found = CpuKernel(parts)
+    found.library(torch.bfloat16 if parts.weights is Kept.HALF else torch.float32)
+    return found
+
+
+def _pointers(slot: str, pieces: Pieces) -> dict[str, int]:
+    """Fields of the job by the pieces' names: `momentum`, `momentum_row`, `sign` and so on."""
+    alone = {"value": slot, "sign": "sign"}
+    assert all(piece.is_contiguous() for piece in pieces.values())
+    return {alone.get(name, f"{slot}_{name}"): piece.data_ptr() for name, piece in pieces.items()}
+
+
+def _name(kept: Kept | None) -> str:
+    return "none" if kept is None else kept.name
+
+
+def _share(work: Callable[..., None], job: _Job, count: int, threads: int) -> None:
+    """Run `work` on ranges of [0, count), one for each thread; ctypes lets go of Python's lock."""
+    threads = min(threads, count)
+    bounds = [count * index // threads for index in range(threads + 1)]
+    arguments = [
+        (ctypes.byref(job), ctypes.c_int64(first), ctypes.c_int64(last))
+        for first, last in pairwise(bounds)
+    ]
+    others = [_pool(threads - 1).submit(work, *given) for given in arguments[1:]]
+    work(*arguments[0])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="kernel")

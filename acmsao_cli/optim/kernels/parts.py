@@ -1,0 +1,151 @@
+"""What a pipeline is made of, as far as kernels know the parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+import torch
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim import registry
+from acmsao_cli.optim.pipeline import WEIGHT_STREAM, Pipeline
+from acmsao_cli.optim.ratio import Ratio, atan2, divide
+from acmsao_cli.optim.rules.adam import AdamW
+from acmsao_cli.optim.rules.base import Context, Rule, bias_correction
+from acmsao_cli.optim.rules.lion import Lion
+from acmsao_cli.optim.schedules import value_at
+from acmsao_cli.optim.slots import Role, Slot
+from acmsao_cli.optim.storage.codec import Codec, Full
+from acmsao_cli.optim.storage.dense import Half
+from acmsao_cli.optim.storage.policy import Storage
+from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
+from acmsao_cli.optim.write import Nearest, Rounding, Stochastic, Write
+
+MOMENTUM: Final = "momentum"
+SQUARE: Final = "mean_square"
+
+
+class Kept(Enum):
+    """How numbers are kept."""
+
+    FULL = auto()  # fp32
+    HALF = auto()  # bf16
+    RANK1 = auto()  # row and column sums, and signs where there are any
+
+
+_CODECS: Final[dict[tuple[Role, Codec], Kept]] = {
+    (Role.SIGNED, Full()): Kept.FULL,
+    (Role.SIGNED, Half()): Kept.HALF,
+    (Role.SIGNED, SignedRank1()): Kept.RANK1,
+    (Role.POSITIVE, Full()): Kept.FULL,
+    (Role.POSITIVE, Half()): Kept.HALF,
+    (Role.POSITIVE, Rank1()): Kept.RANK1,
+}
+_WEIGHTS: Final = {torch.float32: Kept.FULL, torch.bfloat16: Kept.HALF}
+_ROUNDINGS: Final[tuple[Rounding, ...]] = (Nearest(), Stochastic())
+_RATIOS: Final[tuple[Ratio, ...]] = (divide, atan2)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a step's arithmetic is given, as host numbers; 0 where the rule has no such thing."""
+
+    side: float  # -1 where the sign of the gradient is turned
+    look: float  # weight of the past in Lion's direction
+    pull: float  # of the gradient in the momentum
+    keep_square: float
+    pull_square: float
+    grow: float  # 1 / bias correction
+    grow_square: float
+    eps: float
+    shrink: float  # of the weights, by decay
+    lr: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A pipeline that kernels know: how its weights and slots are kept, None for no such slot."""
+
+    pipeline: Pipeline
+    rule: AdamW | Lion
+    momentum: Kept | None
+    square: Kept | None
+    weights: Kept
+    rounding: Rounding
+
+    @property
+    def sums(self) -> bool:
+        """Whether rows and columns are added up."""
+        return Kept.RANK1 in (self.momentum, self.square)
+
+    def stream(self, slot: str) -> int:
+        """The noise stream of a slot; without such a slot nobody draws from it."""
+        names = [name for name, _ in self.pipeline.cells()]
+        return WEIGHT_STREAM + 1 + names.index(slot) if slot in names else WEIGHT_STREAM
+
+    def numbers(self, ctx: Context) -> Numbers:
+        """Evaluate what depends on the step."""
+        lr, step = float(ctx.lr), int(ctx.step)
+        side, shrink = -1 if ctx.maximize else 1, 1 - lr * ctx.weight_decay
+        beta1, beta2 = self.rule.betas
+        if isinstance(self.rule, Lion):
+            return Numbers(side, beta1, 1 - beta2, 0, 0, 1, 1, 0, shrink, lr)
+        return Numbers(
+            side=side,
+            look=0,
+            pull=1 - beta1,
+            keep_square=beta2,
+            pull_square=1 - beta2,
+            grow=1 / float(bias_correction(beta1, step)),
+            grow_square=1 / float(bias_correction(beta2, step)),
+            eps=float(value_at(self.rule.eps, step) * ctx.grad_scale),
+            shrink=shrink,
+            lr=lr,
+        )
+
+
+def recognise(pipeline: Pipeline, weight_dtype: torch.dtype) -> Parts:
+    """Return the pipeline's parts, or raise OptimizerError naming the one that has no kernel."""
+    if pipeline.gradient or pipeline.direction:
+        edits = (*pipeline.gradient, *pipeline.direction)
+        raise _unknown(f"edit {', '.join(registry.part_name(edit) for edit in edits)}")
+    rule = _rule(pipeline.rule)
+    if weight_dtype not in _WEIGHTS:
+        raise _unknown(f"{weight_dtype} weights")
+    rounding = pipeline.write.rounding
+    if rounding not in _ROUNDINGS or pipeline.write != Write(rounding=rounding):
+        raise _unknown(registry.signature(pipeline.write))
+    kept = {slot.name: _kept(slot, pipeline.storage) for slot in rule.slots}
+    return Parts(
+        pipeline, rule, kept.get(MOMENTUM), kept.get(SQUARE), _WEIGHTS[weight_dtype], rounding
+    )
+
+
+def _rule(rule: Rule) -> AdamW | Lion:
+    """The rule, if it is its plain form: an option the kernels do not know has its default."""
+    if type(rule) is AdamW:
+        known = rule.ratio in _RATIOS and _are_numbers(*rule.betas)
+        if known and rule == AdamW(betas=rule.betas, eps=rule.eps, ratio=rule.ratio):
+            return rule
+    if type(rule) is Lion and _are_numbers(*rule.betas) and rule == Lion(betas=rule.betas):
+        return rule
+    raise _unknown(registry.signature(rule))
+
+
+def _are_numbers(*options: object) -> bool:
+    return all(isinstance(option, float | int) for option in options)
+
+
+def _kept(slot: Slot, storage: Storage) -> Kept:
+    codec = storage.codec(slot)
+    if (slot.role, codec) not in _CODECS:
+        raise _unknown(f"{registry.signature(codec)} for slot `{slot.name}`")
+    return _CODECS[slot.role, codec]
+
+
+def _unknown(what: str) -> OptimizerError:
+    return OptimizerError(
+        f"no kernel knows {what}", hint="set kernels=false, or leave the choice to the optimizer"
+    )
