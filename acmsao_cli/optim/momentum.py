@@ -14,7 +14,7 @@ from acmsao_cli.optim.schedules import (
     Course,
     Scalar,
     between,
-    check_course,
+    check_decay,
     decay_between,
     progress,
     value_at,
@@ -129,9 +129,8 @@ class Accumulator(Momentum):
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        check_course("alpha", self.alpha, lambda alpha: alpha >= 0, "100 (small batches) to 0")
         _check_warmup(self.warmup)
-        _check_decay("start_beta", self.start_beta, "0.9")
+        check_decay("start_beta", self.start_beta, "typical: 0.9")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -173,7 +172,7 @@ class AdEMAMix(Momentum):
     slots = (Slot("momentum", gradient_like=True), Slot("slow_momentum"))
 
     def __post_init__(self) -> None:
-        _check_decay("slow_beta", self.slow_beta, "0.9999")
+        check_decay("slow_beta", self.slow_beta, "typical: 0.9999")
         _check_warmup(self.warmup)
 
     def past(self, cells: Cells, ctx: Context) -> Tensor:
@@ -244,10 +243,6 @@ def _accumulate(grad: Tensor, cells: Cells, beta: Scalar, share: float = 1.0) ->
     total = cells["momentum"].read().mul_(beta).add_(grad, alpha=share)
     cells["momentum"].write(total)
     return total
-
-
-def _check_decay(name: str, beta: Course, typical: str) -> None:
-    check_course(name, beta, lambda b: 0 <= b < 1, f"in [0, 1); typical: {typical}")
 
 
 def _check_warmup(steps: int) -> None:

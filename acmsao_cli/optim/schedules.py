@@ -33,15 +33,24 @@ def value_at(course: Course, step: Scalar) -> Scalar:
     return course if isinstance(course, float | int) else course(step)
 
 
-def check_course(name: str, course: Course, allowed: Callable[[float], bool], hint: str) -> None:
-    """Refuse a number that is not allowed, be it the option's own or one a schedule passes.
+def check_positive(name: str, course: Course, hint: str) -> None:
+    """Refuse numbers that are not positive."""
+    _check(name, course, lambda number: number > 0, "positive", hint)
 
-    A function's values are not known beforehand.
-    """
+
+def check_decay(name: str, course: Course, hint: str) -> None:
+    """Refuse decay rates outside [0, 1)."""
+    _check(name, course, lambda number: 0 <= number < 1, "in [0, 1)", hint)
+
+
+def _check(
+    name: str, course: Course, allowed: Callable[[float], bool], what: str, hint: str
+) -> None:
+    """Refuse the option's own number, or one its schedule goes through, if it is known."""
     for number in _numbers(course):
         if not allowed(number):
-            where = "" if isinstance(course, float | int) else f" (in {course})"
-            raise OptimizerError(f"{name} cannot be {number}{where}", hint=hint)
+            where = "" if isinstance(course, float | int) else f" as in {course}"
+            raise OptimizerError(f"{name} must be {what}, not {number}{where}", hint=hint)
 
 
 @schedule("linear")
@@ -198,3 +207,7 @@ def _numbers(course: Course) -> tuple[float, ...]:
     if isinstance(course, Linear | Geometric | HalfLife):
         return course.start, course.stop
     return (course.scale,) if isinstance(course, Power) else ()
+
+
+def check_course(name: str, course: Course, allowed: Callable[[float], bool], hint: str) -> None:
+    _check(name, course, allowed, "positive", hint)

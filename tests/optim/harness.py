@@ -12,6 +12,7 @@ from acmsao_cli.optim import ONE_BY_ONE, ComposedOptimizer, Pipeline, Stacking, 
 from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
 from acmsao_cli.optim.momentum import momentum
 from acmsao_cli.optim.ratio import ratio
+from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.base import rule
 from acmsao_cli.optim.storage.policy import storage
 
@@ -19,7 +20,7 @@ SEED = 7
 NUM_STEPS = 5
 DTYPES = (torch.float32, torch.bfloat16)
 # Parts that sum over a parameter: the order of the sum may differ between stacked and single.
-SUMMING = frozenset({"factored", *gradient_edit.parts, *direction_edit.parts})
+SUMMING = frozenset({"factored", "adafactor", *gradient_edit.parts, *direction_edit.parts})
 
 
 def every_pipeline() -> Iterator[Pipeline]:
@@ -35,7 +36,8 @@ def every_pipeline() -> Iterator[Pipeline]:
         for station, names in edits.items():
             for edit in names:
                 yield build_pipeline(name, **{station: [edit]})
-        for other in sorted(set(momentum.parts) - {"ema"}):
+        own = getattr(build_pipeline(name).rule, "momentum", None)
+        for other in sorted(set(momentum.parts) - {part_name(own)}) if own is not None else ():
             yield build_pipeline(name, storage="factored", momentum=other)
     for other in sorted(set(ratio.parts) - {"divide"}):
         yield build_pipeline("adamw", ratio=other)

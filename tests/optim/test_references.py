@@ -2,32 +2,15 @@
 
 import pytest
 import torch
+from optim.trajectory import SHAPES, ours, stream
 from reference import adamw as adamw_paper
 from reference import edits as edits_paper
 from reference.lion import lion as lion_paper
 
-from acmsao_cli.optim import ComposedOptimizer, Pipeline, build_pipeline
+from acmsao_cli.optim import build_pipeline
 from acmsao_cli.optim.edits.direction import cautious
 from acmsao_cli.optim.edits.gradient import RmsClip, orthograd
 from acmsao_cli.optim.rules.base import Context
-
-SHAPES = [(5, 7), (9,), (), (4, 3, 3, 3)]
-
-
-def stream(shape: tuple[int, ...], count: int = 12) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    draws = [torch.randn(shape, generator=generator) for _ in range(count + 1)]
-    return draws[0], draws[1:]
-
-
-def ours(pipeline: Pipeline, shape: tuple[int, ...], **options: float) -> torch.Tensor:
-    weights, grads = stream(shape)
-    parameter = torch.nn.Parameter(weights)
-    optimizer = ComposedOptimizer([("w", parameter)], pipeline, **options)
-    for grad in grads:
-        parameter.grad = grad.clone()
-        optimizer.step()
-    return parameter.detach().double()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -21,3 +21,8 @@ def rms_clip(grad: Tensor, limit: float) -> Tensor:
     """Shazeer & Stern 2018 (arXiv:1804.04235), section 6."""
     rms = grad.double().square().mean().sqrt()
     return grad.double() / torch.clamp(rms / limit, min=1.0)
+
+
+def grams(update: Tensor, grad: Tensor) -> Tensor:
+    """Cao et al. 2024 (arXiv:2412.17107): sign(g) |u|."""
+    return torch.where(grad > 0, update.abs(), torch.where(grad < 0, -update.abs(), 0.0)).double()

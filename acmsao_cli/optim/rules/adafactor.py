@@ -8,11 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.momentum import Ema, Momentum, at_decay
 from acmsao_cli.optim.rms import check_limit, clip_rms
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
-from acmsao_cli.optim.schedules import Course, Scalar, check_course, value_at
+from acmsao_cli.optim.schedules import Course, Scalar, check_decay, check_positive, value_at
 from acmsao_cli.optim.slots import Extent, Role, Slot
 
 _SMALLEST: Final = torch.finfo(torch.float32).tiny
@@ -24,7 +23,7 @@ _LARGEST_RELATIVE_STEP: Final = 1e-2
 class Adafactor(Rule):
     """Root mean square from row and column means (Shazeer & Stern 2018, arXiv:1804.04235).
 
-    b = 1 - t^-decay      R <- b R + (1 - b) mean_cols(g^2 + eps1)      C likewise over the rows
+    b = 1 - t^-decay_rate      R <- b R + (1 - b) mean_cols(g^2 + eps1)      C likewise over the rows
     u = g / sqrt(R C / mean(R)), shrunk to a root mean square of at most `clip`
 
     Of a vector, which is one row, C is the exact mean square. The learning rate is the run's, as
@@ -33,7 +32,7 @@ class Adafactor(Rule):
     `beta1` > 0 averages the updates.
     """
 
-    decay: float = 0.8
+    decay_rate: float = 0.8
     eps1: Course = 1e-30
     eps2: float = 1e-3
     clip: float = 1.0
@@ -44,13 +43,10 @@ class Adafactor(Rule):
 
     def __post_init__(self) -> None:
         check_limit("adafactor's clip", self.clip)
-        check_course("eps1", self.eps1, lambda eps: eps > 0, "eps1 must be positive; typical 1e-30")
-        if not (0 <= self.beta1 < 1 and self.decay > 0 and self.eps2 > 0):
-            raise OptimizerError(
-                f"adafactor cannot work with beta1={self.beta1}, decay={self.decay}, "
-                f"eps2={self.eps2}",
-                hint="beta1 is in [0, 1), decay and eps2 are positive; typical: 0, 0.8, 1e-3",
-            )
+        check_positive("decay_rate", self.decay_rate, "typical: 0.8")
+        check_positive("eps1", self.eps1, "typical: 1e-30")
+        check_positive("eps2", self.eps2, "typical: 1e-3")
+        check_decay("beta1", self.beta1, "typical: 0, which is no momentum")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -72,7 +68,7 @@ class Adafactor(Rule):
         return at_decay(self.momentum, self.beta1)
 
     def _mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
-        share = ctx.step**-self.decay  # 1 - b: all of it at the first step
+        share = ctx.step**-self.decay_rate  # 1 - b: all of it at the first step
         square = grad.square().add_(value_at(self.eps1, ctx.step) * ctx.grad_scale**2)
         row = self._average(cells, "row_mean_square", ctx.over_cols(square) / ctx.cols, share)
         col = self._average(cells, "col_mean_square", ctx.over_rows(square) / ctx.rows, share)

@@ -19,7 +19,7 @@ from acmsao_cli.optim.rules.base import (
     check_betas,
     rule,
 )
-from acmsao_cli.optim.schedules import Course, Scalar, check_course, value_at
+from acmsao_cli.optim.schedules import Course, Scalar, check_positive, value_at
 from acmsao_cli.optim.slots import Role, Slot, in_units_of
 
 Correction: TypeAlias = Literal["momentum", "update", "none"]
@@ -46,8 +46,7 @@ class AdamW(Rule):
 
     def __post_init__(self) -> None:
         check_betas(self.betas)
-        hint = "eps must be positive; typical: 1e-8; ratio=atan2 ignores it"
-        check_course("eps", self.eps, lambda eps: eps > 0, hint)
+        check_positive("eps", self.eps, "typical: 1e-8; ratio=atan2 ignores it")
         if self.correction not in get_args(Correction):
             raise OptimizerError(
                 f"correction cannot be `{self.correction}`",

@@ -10,7 +10,7 @@ from torch import Tensor
 from acmsao_cli.optim.momentum import Ema, Momentum, at_decay
 from acmsao_cli.optim.ratio import Ratio, floored
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, check_betas, rule
-from acmsao_cli.optim.schedules import Course, Power, check_course, value_at
+from acmsao_cli.optim.schedules import Course, Power, check_positive, value_at
 from acmsao_cli.optim.slots import Role, Slot
 
 
@@ -37,8 +37,8 @@ class Adopt(Rule):
 
     def __post_init__(self) -> None:
         check_betas(self.betas)
-        check_course("eps", self.eps, lambda eps: eps > 0, "eps must be positive; typical: 1e-6")
-        check_course("clip", self.clip, lambda clip: clip > 0, "positive; inf does not clip")
+        check_positive("eps", self.eps, "typical: 1e-6")
+        check_positive("clip", self.clip, "the paper: t^0.25; inf does not clip")
 
     @property
     def slots(self) -> tuple[Slot, ...]:

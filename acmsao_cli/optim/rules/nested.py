@@ -16,7 +16,7 @@ from acmsao_cli.optim.rules.base import (
     check_betas,
     rule,
 )
-from acmsao_cli.optim.schedules import Course, check_course, value_at
+from acmsao_cli.optim.schedules import Course, check_positive, value_at
 from acmsao_cli.optim.slots import Role, Slot
 
 
@@ -40,7 +40,7 @@ class NestedAdam(Rule):
 
     def __post_init__(self) -> None:
         check_betas(self.betas)
-        check_course("eps", self.eps, lambda eps: eps > 0, "eps must be positive; typical: 1e-16")
+        check_positive("eps", self.eps, "typical: 1e-16; 1e-8 with eps_inside=False")
 
     @property
     def slots(self) -> tuple[Slot, ...]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.momentum import HeavyBall, Momentum, at_decay
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, bias_correction, rule
+from acmsao_cli.optim.schedules import check_decay
 from acmsao_cli.optim.slots import Slot
 
 
@@ -27,10 +27,7 @@ class Sgd(Rule):
     momentum: Momentum = field(default_factory=HeavyBall)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < 1:
-            raise OptimizerError(
-                f"beta must be in [0, 1), not {self.beta}", hint="typical: 0.9; 0 is no momentum"
-            )
+        check_decay("beta", self.beta, "typical: 0.9; 0 is no momentum")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
