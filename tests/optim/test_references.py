@@ -8,7 +8,7 @@ from reference import edits as edits_paper
 from reference.lion import lion as lion_paper
 
 from acmsao_cli.optim import build_pipeline
-from acmsao_cli.optim.edits.direction import cautious
+from acmsao_cli.optim.edits.direction import UpdateRmsClip, cautious, grams
 from acmsao_cli.optim.edits.gradient import RmsClip, orthograd
 from acmsao_cli.optim.rules.base import Context
 
@@ -61,6 +61,12 @@ def test_edits_equal_the_papers_for_every_member_of_a_batch():
         "orthograd": (orthograd(grad, ctx), [weights, grad], edits_paper.orthograd),
         "rms_clip": (RmsClip(0.5)(grad, ctx), [grad], lambda g: edits_paper.rms_clip(g, 0.5)),
         "cautious": (cautious(update, grad, ctx), [update, grad], edits_paper.cautious),
+        "grams": (grams(update, grad, ctx), [update, grad], edits_paper.grams),
+        "update_rms_clip": (
+            UpdateRmsClip(0.5)(update, grad, ctx),
+            [update],
+            lambda u: edits_paper.rms_clip(u, 0.5),
+        ),
     }
     for name, (found, arguments, paper) in edited.items():
         expected = torch.stack([paper(*members) for members in zip(*arguments, strict=True)])
