@@ -6,15 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from acmsao_cli.config.section import Count, Section
 from acmsao_cli.config.sections import (
-    Count,
     DataSection,
     Full,
     Lora,
     ModelSection,
     OutputSection,
     RecipeBase,
-    Section,
 )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from acmsao_cli.config.choices import rules_with
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.reading import Document, describe
 from acmsao_cli.config.recipe import FAMILIES, Recipe
-from acmsao_cli.config.schema import A_MAPPING, METHODS, Leaf, Outline, outline
+from acmsao_cli.config.schema import A_MAPPING, METHODS, OPTIMIZER, Leaf, Outline, outline
 from acmsao_cli.config.suggest import closest, closest_key
 
 YES_AND_NO = ("yes", "no", "on", "off", "y", "n")
@@ -19,6 +20,8 @@ YES_AND_NO = ("yes", "no", "on", "off", "y", "n")
 def unknown_key(path: str, place: str, known: Outline) -> Problem:
     """Say that there is no such key, and which one was probably meant or who has it."""
     message = f"unknown key `{path}`"
+    if rules := rules_with(path.removeprefix(f"{OPTIMIZER}.")) if _is_recipe(known) else ():
+        return Problem(message, place, hint=f"only optimizer.name: {' or '.join(rules)} has it")
     if owner := _owner(path, known):
         return Problem(message, place, hint=f"only {owner} has it")
     near = closest_key(path, [*known.leaves, *known.sections])
@@ -144,6 +147,10 @@ def _meaning(path: str, known: Outline) -> str | None:
     return f"it says {leaf.description}" if leaf and leaf.description else None
 
 
+def _is_recipe(known: Outline) -> bool:
+    return "model.family" in known.leaves
+
+
 def _owner(path: str, known: Outline) -> str | None:
     """Return the family or method that has a key which this recipe's kind has not."""
     owners = {
@@ -152,7 +159,7 @@ def _owner(path: str, known: Outline) -> str | None:
         for method in METHODS
         if path in outline(family, method).leaves or path in outline(family, method).sections
     }
-    if not owners or known not in [outline(f, m) for f in FAMILIES for m in METHODS]:
+    if not owners or not _is_recipe(known):
         return None
     for method in METHODS:
         if {m for _, m in owners} == {method}:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from acmsao_cli import builtin
+from acmsao_cli.config.aliases import decided_by, seed_called, translate, wanted_by
 from acmsao_cli.config.check import flatten, validate
 from acmsao_cli.config.locate import locate
+from acmsao_cli.config.optimizer import DEFAULT_RULE
 from acmsao_cli.config.preset import load_preset
 from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.reading import Document, describe, read_file, read_value
-from acmsao_cli.config.recipe import DEFAULT, FAMILIES, Origin, RunConfig
+from acmsao_cli.config.recipe import DEFAULT, FAMILIES, LAYERS, Origin, RunConfig
+from acmsao_cli.config.recommended import OWN_RATE
 from acmsao_cli.config.rules import broken_rules
-from acmsao_cli.config.schema import METHODS, every_leaf, outline
+from acmsao_cli.config.schema import METHODS, OPTIMIZER, every_leaf, outline, with_options
 from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
 
@@ -53,12 +56,14 @@ def resolve(request: Request) -> RunConfig:
     written = [recipe, *settings]
     family = chosen("model.family", written, tuple(FAMILIES), located.shown)
     method = chosen("method.kind", written, METHODS, located.shown)
-    known = outline(family, method)
-
     layers = [*preset_layers(request.preset, family, method), *written]
+    known = with_options(outline(family, method), rule_of(layers))
     flat = [flatten(layer.document, known) for layer in layers]
-    values, origins = overlay(layers, [leaves for leaves, _ in flat])
-    problems = [problem for _, found in flat for problem in found]
+    written_values, written_origins = overlay(layers, [leaves for leaves, _ in flat])
+    values, origins, refused = in_our_words(written_values, written_origins)
+    refused += own_rate(values, origins)
+    problems = [*(problem for _, found in flat for problem in found), *refused]
+    known = with_options(known, str(values.get(_path("name"), DEFAULT_RULE)))
 
     def place(path: str) -> str:
         return origins[path].place if path in origins else located.shown
@@ -69,7 +74,7 @@ def resolve(request: Request) -> RunConfig:
         raise AssertionError("a validation failed without a problem")
     refuse(problems)
     refuse(list(broken_rules(checked, origins, located.shown)))
-    everywhere = {path: origins.get(path, DEFAULT) for path in known.leaves}
+    everywhere = dict.fromkeys(outline(family, method).leaves, DEFAULT) | origins
     return RunConfig(located.name, checked, everywhere, _preset_name(request.preset))
 
 
@@ -123,6 +128,15 @@ def chosen(path: str, layers: Sequence[Layer], options: Sequence[str], shown: st
     )
 
 
+def rule_of(layers: Sequence[Layer]) -> str:
+    """Return the optimizer's name, which decides what options stand beside it; the last wins."""
+    sections = [layer.document.values.get(OPTIMIZER) for layer in reversed(layers)]
+    names = [
+        section["name"] for section in sections if isinstance(section, dict) and "name" in section
+    ]
+    return str(names[0]) if names else DEFAULT_RULE
+
+
 def _needs_section(
     section: str, value: Any, place: str, path: str, options: Sequence[str]
 ) -> Problem:
@@ -157,6 +171,58 @@ def overlay(
             values[path] = absolute(path, value, layer.base)
             origins[path] = Origin(layer.name, layer.document.places[path])
     return values, origins
+
+
+def in_our_words(
+    values: Mapping[str, Any], origins: Mapping[str, Origin]
+) -> tuple[dict[str, Any], dict[str, Origin], list[Problem]]:
+    """Replace an optimizer by another library's name by ours; each key is where theirs was."""
+    name = values.get(f"{OPTIMIZER}.name")
+    seed = seed_called(name) if isinstance(name, str) else None
+    if seed is None:
+        return dict(values), dict(origins), []
+    theirs = {
+        option: values[path] for option in wanted_by(seed) if (path := _path(option)) in values
+    }
+    replaced = {_path(option) for option in ("name", *theirs)}
+    ours = {path: value for path, value in values.items() if path not in replaced}
+    places = {path: origin for path, origin in origins.items() if path in ours}
+    translated = translate(seed, theirs)
+    problems = [
+        Problem(complaint.message, origins[_path(option)].place, complaint.hint)
+        for option, complaint in translated.complaints
+    ]
+    for key, value in translated.values.items():
+        deciding = [_path(option) for option in decided_by(key, theirs)]
+        if _path(key) not in ours:
+            ours[_path(key)] = value
+            places[_path(key)] = origins[deciding[-1] if deciding else _path("name")]
+        elif deciding:
+            message = f"`{deciding[-1]}` decides `{_path(key)}`, which is set too"
+            problems.append(Problem(message, origins[deciding[-1]].place, "say it in one way"))
+    return ours, places, problems
+
+
+def own_rate(values: dict[str, Any], origins: dict[str, Origin]) -> list[Problem]:
+    """Give a rule that finds its own rate the 1 that leaves it alone, where no rate is written.
+
+    A rate of a lower layer than the name was written for another rule, and is refused.
+    """
+    name, rate = values.get(_path("name")), _path("lr")
+    if not isinstance(name, str) or name not in OWN_RATE:
+        return []
+    if rate not in values:
+        values[rate], origins[rate] = 1.0, Origin("default", f"of {name}")
+        return []
+    chosen_by, written_by = origins[_path("name")], origins[rate]
+    if LAYERS.index(written_by.layer) >= LAYERS.index(chosen_by.layer):
+        return []
+    message = f"`{rate}` is {values[rate]}, but `{name}` finds the rate itself and multiplies it"
+    return [Problem(message, written_by.place, f"say it for {name}: --set {rate}=1")]
+
+
+def _path(key: str) -> str:
+    return f"{OPTIMIZER}.{key}"
 
 
 def absolute(path: str, value: Any, base: Path) -> Any:

@@ -8,30 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+FREE = ConfigDict(extra="allow", frozen=True, strict=True, ser_json_inf_nan="constants")
 
 
 class Part(BaseModel):
     """A part with options of its own: `{name: rms_clip, limit: 0.5}`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-    __pydantic_extra__: dict[str, FiniteFloat] = Field(init=False)
+    model_config = FREE
 
-    name: str = Field(description="the part; beside it stand its options, which are numbers")
+    name: str = Field(description="the part; beside it stand its options")
 
     @property
-    def options(self) -> Mapping[str, float]:
+    def options(self) -> Mapping[str, Any]:
         """The options that were given."""
-        return self.__pydantic_extra__
+        return self.model_extra or {}
 
     def __str__(self) -> str:
-        return _call(self.name, self.options)
+        return called(self.name, self.options)
 
 
 class StorageBySlot(BaseModel):
     """A storage for all state, with exceptions by slot: `{default: factored, momentum: bf16}`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = FREE
     __pydantic_extra__: dict[str, str] = Field(init=False)
 
     default: str = Field(description="of all slots but those named beside it")
@@ -42,11 +43,20 @@ class StorageBySlot(BaseModel):
         return self.__pydantic_extra__
 
     def __str__(self) -> str:
-        return _call(self.default, self.exceptions)
+        return called(self.default, self.exceptions)
 
 
-def _call(name: str, given: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
+def called(name: str, given: Mapping[str, Any]) -> str:
+    """Write a part and its options as a call."""
+    return f"{name}({', '.join(f'{key}={spoken(value)}' for key, value in given.items())})"
+
+
+def spoken(value: Any) -> str:
+    """Write an option's value in few words."""
+    if isinstance(value, Mapping):
+        rest = {key: inner for key, inner in value.items() if key != "name"}
+        return called(str(value.get("name")), rest)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shortest_part(part: str | Part) -> str | Part:
@@ -64,9 +74,9 @@ PartChoice: TypeAlias = Annotated[str | Part, AfterValidator(_shortest_part)]
 StorageChoice: TypeAlias = Annotated[str | StorageBySlot, AfterValidator(_shortest_storage)]
 
 
-def name_of(part: str | Part) -> str:
-    """The part's name, whether it came with options or not."""
-    return part.name if isinstance(part, Part) else part
+def plain(part: str | Part) -> str | dict[str, Any]:
+    """Write a part as it stands in a file."""
+    return part if isinstance(part, str) else part.model_dump()
 
 
 def storages_of(storage: str | StorageBySlot) -> tuple[str, ...]:

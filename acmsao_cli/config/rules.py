@@ -7,18 +7,18 @@ configuration of a run is a valid recipe again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from acmsao_cli import builtin
 from acmsao_cli.config.causal_lm import CausalLmRecipe
-from acmsao_cli.config.choices import parts
-from acmsao_cli.config.parts import Part, name_of, storages_of
+from acmsao_cli.config.composition import clashes, layer_complaints
+from acmsao_cli.config.optimizer import OptimizerSection
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.recipe import LAYERS, Origin, Recipe
 from acmsao_cli.config.sdxl import ImageData, SdxlFull, SdxlLora, SdxlRecipe
-from acmsao_cli.config.sections import Lora, OptimizerSection, Section
-from acmsao_cli.config.suggest import closest
+from acmsao_cli.config.section import Section
+from acmsao_cli.config.sections import Lora, TrainingSection
 
 
 class Broken(NamedTuple):
@@ -83,12 +83,124 @@ def one_measure_of_length(recipe: Recipe) -> Iterator[Broken]:
 @holds
 def no_global_norm_during_backward(recipe: Recipe) -> Iterator[Broken]:
     """The norm of all gradients is known only when all exist, which fusing avoids."""
-    if recipe.optimizer.fused_backward and recipe.training.clip_norm is not None:
+    training = recipe.training
+    if recipe.optimizer.fused_backward and training.clip_norm and training.clip == "global":
         yield Broken(
-            ("optimizer.fused_backward", "training.clip_norm"),
+            ("optimizer.fused_backward", "training.clip_norm", "training.clip"),
             "`optimizer.fused_backward` cannot clip the global norm (`training.clip_norm`)",
-            "bound each gradient by itself instead: "
+            "measure it by a backward of its own, training.clip=two_pass; take the previous "
+            "step's, training.clip=delayed; or bound each gradient by itself: "
             "training.clip_norm=null and optimizer.gradient_edits=[rms_clip]",
+        )
+
+
+@holds
+def clip_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
+    """The other ways of clipping are for gradients that never exist together."""
+    training = recipe.training
+    if training.clip == "global":
+        return
+    if not recipe.optimizer.fused_backward:
+        yield Broken(
+            ("training.clip", "optimizer.fused_backward"),
+            f"`training.clip` is {training.clip}, which is for `optimizer.fused_backward`",
+            "drop it: without fused_backward the global norm is clipped exactly, at no cost; "
+            "or set optimizer.fused_backward=true",
+        )
+    if training.clip_norm is None:
+        yield Broken(
+            ("training.clip", "training.clip_norm"),
+            f"`training.clip` is {training.clip}, but `training.clip_norm` bounds nothing",
+            "drop it, or set training.clip_norm=1.0",
+        )
+
+
+@holds
+def noise_needs_two_micro_batches(recipe: Recipe) -> Iterator[Broken]:
+    """The noise scale follows from the gradients of a part of the step and of the whole."""
+    training = recipe.training
+    if training.accumulation > 1:
+        return
+    for key, asked in (
+        ("noise_scale", training.noise_scale),
+        ("adaptive_batch", training.adaptive_batch is not None),
+    ):
+        if asked:
+            yield Broken(
+                (f"training.{key}", "training.accumulation"),
+                f"`training.{key}` compares micro-batches, but a step has only one",
+                "halve training.batch_size and set training.accumulation=2",
+            )
+
+
+@holds
+def batch_schedule_rises(recipe: Recipe) -> Iterator[Broken]:
+    """A schedule goes on in time, grows, and each of its milestones comes within the run."""
+    training = recipe.training
+    before = (0, training.accumulation)
+    for milestone in training.batch_schedule:
+        if milestone[0] <= before[0] or milestone[1] <= before[1]:
+            yield Broken(
+                ("training.batch_schedule", "training.accumulation"),
+                f"`training.batch_schedule` must rise in both numbers; {list(milestone)} comes "
+                f"after {list(before)}",
+                "each entry is [steps done, accumulation from there on]; it begins at "
+                f"[0, {training.accumulation}], the training.accumulation",
+            )
+        before = milestone
+    if training.steps is not None and training.batch_schedule and before[0] >= training.steps:
+        yield Broken(
+            ("training.batch_schedule", "training.steps"),
+            f"`training.batch_schedule` has {list(before)}, but the run ends after "
+            f"{training.steps} steps",
+            "drop that entry, or train longer",
+        )
+
+
+@holds
+def one_way_to_grow(recipe: Recipe) -> Iterator[Broken]:
+    """The accumulation follows a schedule or the noise scale, for a known number of steps."""
+    training = recipe.training
+    adaptive = training.adaptive_batch
+    if adaptive is None:
+        return
+    if training.batch_schedule:
+        yield Broken(
+            ("training.adaptive_batch", "training.batch_schedule"),
+            "both `training.adaptive_batch` and `training.batch_schedule` decide the accumulation",
+            "drop one, or set it to null or []",
+        )
+    if adaptive <= training.accumulation > 1:
+        yield Broken(
+            ("training.adaptive_batch", "training.accumulation"),
+            f"`training.adaptive_batch` is {adaptive}, but the accumulation begins at "
+            f"{training.accumulation}",
+            f"for example training.adaptive_batch={4 * training.accumulation}",
+        )
+    if training.epochs is not None:
+        yield Broken(
+            ("training.adaptive_batch", "training.epochs"),
+            "`training.epochs` are no known number of steps with `training.adaptive_batch`",
+            "say how many with training.steps, and set training.epochs=null",
+        )
+
+
+@holds
+def growth_has_options(recipe: Recipe) -> Iterator[Broken]:
+    """What says how the accumulation grows says nothing where it does not."""
+    training = recipe.training
+    adaptive, patience = training.adaptive_batch is not None, training.adaptive_patience
+    if not adaptive and patience != _default(TrainingSection, "adaptive_patience"):
+        yield Broken(
+            ("training.adaptive_patience", "training.adaptive_batch"),
+            "`training.adaptive_patience` is set, but `training.adaptive_batch` is not",
+            "drop it, or set training.adaptive_batch to the largest accumulation",
+        )
+    if not adaptive and not training.batch_schedule and training.batch_lr != "none":
+        yield Broken(
+            ("training.batch_lr", "training.batch_schedule", "training.adaptive_batch"),
+            "`training.batch_lr` is set, but the accumulation never changes",
+            "drop it, or set training.batch_schedule or training.adaptive_batch",
         )
 
 
@@ -140,68 +252,20 @@ def warmup_within_the_run(recipe: Recipe) -> Iterator[Broken]:
 
 
 @holds
-def known_optimizer_parts(recipe: Recipe) -> Iterator[Broken]:
+def optimizer_of_parts_that_fit(recipe: Recipe) -> Iterator[Broken]:
     """Every part of the optimizer is one that exists, with options that it has."""
-    optimizer = recipe.optimizer
-    named: tuple[tuple[str, str, tuple[str | Part, ...]], ...] = (
-        ("name", "rule", (optimizer.name,)),
-        ("momentum", "momentum", (optimizer.momentum,)),
-        ("ratio", "ratio", () if optimizer.ratio is None else (optimizer.ratio,)),
-        ("storage", "storage", storages_of(optimizer.storage)),
-        ("gradient_edits", "gradient_edit", optimizer.gradient_edits),
-        ("direction_edits", "direction_edit", optimizer.direction_edits),
-    )
-    for key, kind, chosen in named:
-        for part in chosen:
-            yield from _unknown_names(f"optimizer.{key}", kind, part)
-
-
-def _unknown_names(path: str, kind: str, part: str | Part) -> Iterator[Broken]:
-    name, known = name_of(part), parts()[kind]
-    if name not in known:
-        message = f"`{path}` names an unknown {kind.replace('_', ' ')} `{name}`"
-        yield Broken((path,), message, _suggestion(name, known))
-        return
-    for option in part.options if isinstance(part, Part) else ():
-        if option not in known[name]:
-            message = f"`{path}` gives `{name}` an unknown option `{option}`"
-            yield Broken((path,), message, _suggestion(option, known[name]))
-
-
-def _suggestion(word: str, known: Collection[str]) -> str:
-    if not known:
-        return "it has no options"
-    near = closest(word, known)
-    listing = f"known: {', '.join(sorted(known))}"
-    return f"did you mean `{near}`? {listing}" if near else listing
+    for clash in clashes(recipe.optimizer, lambda key: f"`optimizer.{key}`"):
+        paths = tuple(f"optimizer.{key}" for key in clash.keys)
+        yield Broken(paths, clash.message, clash.hint)
 
 
 @holds
-def options_of_the_rule(recipe: Recipe) -> Iterator[Broken]:
-    """A rule is given only what it has: Lion divides by nothing, so it has no eps."""
-    name = recipe.optimizer.name
-    options = parts()["rule"].get(name)
-    if options is None:
-        return
-    for option in ("betas", "eps", "momentum", "ratio"):
-        asked = getattr(recipe.optimizer, option) != _default(OptimizerSection, option)
-        if asked and option not in options:
-            yield Broken(
-                (f"optimizer.{option}", "optimizer.name"),
-                f"`optimizer.{option}` is set, but `{name}` has no {option}",
-                "drop it, or choose another optimizer.name",
-            )
-
-
-@holds
-def eps_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
-    """The arc tangent of two needs nothing added to its denominator."""
-    if recipe.optimizer.ratio == "atan2" and recipe.optimizer.eps is not None:
-        yield Broken(
-            ("optimizer.eps", "optimizer.ratio"),
-            "`optimizer.eps` is set, but ratio `atan2` has no eps",
-            "drop it, or set optimizer.ratio=divide",
-        )
+def layers_that_fit(recipe: Recipe) -> Iterator[Broken]:
+    """Every layer's optimizer is one that the recipe could have for all."""
+    for number, layer in enumerate(recipe.optimizer.layers, start=1):
+        entry = f"entry {number} of `optimizer.layers`"
+        for complaint in layer_complaints(recipe.optimizer, layer, entry):
+            yield Broken(("optimizer.layers",), *complaint)
 
 
 @holds

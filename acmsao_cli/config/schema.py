@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from acmsao_cli.config.aliases import seed_called, wanted_by
+from acmsao_cli.config.choices import Wanted, parts, rules_with
+from acmsao_cli.config.optimizer import OptimizerSection
+from acmsao_cli.config.options import words_for
 from acmsao_cli.config.recipe import FAMILIES, Recipe
 
 METHODS = ("lora", "full")
 A_MAPPING = "a mapping"
+OPTIMIZER = "optimizer"
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -39,7 +44,19 @@ def json_schema(family: str | None = None) -> dict[str, Any]:
         schema = TypeAdapter(Recipe).json_schema()
     else:
         schema = FAMILIES[family].model_json_schema()
+    section = schema["$defs"][OptimizerSection.__name__]
+    section["properties"] = {**_any_option(), **section["properties"]}
+    section["additionalProperties"] = False
     return {"$schema": SCHEMA_DIALECT, **schema, "title": f"acmsao {family or 'any'} recipe"}
+
+
+def _any_option() -> dict[str, Any]:
+    """Return the schema of every rule's own options, for all alike: the name decides later."""
+    return {
+        key: {"description": f"of {', '.join(rules_with(key))}"}
+        for rule in parts()["rule"].values()
+        for key in rule
+    }
 
 
 @functools.cache
@@ -63,11 +80,33 @@ def outline(family: str, method: str) -> Outline:
     return Outline(leaves, frozenset(sections))
 
 
+def with_options(known: Outline, rule: str) -> Outline:
+    """Add the optimizer's keys that only this rule has; of an unknown rule those of all rules."""
+    theirs = {
+        f"{OPTIMIZER}.{key}": Leaf(words_for(wanted), f"option of {name}")
+        for name, options in _options_of(rule).items()
+        for key, wanted in options.items()
+    }
+    return Outline({**theirs, **known.leaves}, known.sections)
+
+
+def _options_of(rule: str) -> Mapping[str, Mapping[str, Sequence[Wanted]]]:
+    """Return by name what options take, which stand beside a rule of this name."""
+    if seed := seed_called(rule):
+        return {rule: wanted_by(seed)}
+    rules = parts()["rule"]
+    return {
+        name: {key: option.wanted for key, option in rules[name].items()}
+        for name in ([rule] if rule in rules else rules)
+    }
+
+
 @functools.cache
 def every_leaf() -> frozenset[str]:
     """Return the keys that hold a value in recipes of any kind."""
     kinds = [outline(family, method) for family in FAMILIES for method in METHODS]
-    return frozenset(key for one in kinds for key in one.leaves)
+    options = {f"{OPTIMIZER}.{key}" for rule in parts()["rule"].values() for key in rule}
+    return frozenset(key for one in kinds for key in one.leaves) | options
 
 
 def _target(
@@ -137,8 +176,10 @@ def _wanted_list(node: Mapping[str, Any]) -> str:
 
 
 def _wanted_mapping(node: Mapping[str, Any]) -> str:
-    names = ", ".join(f"`{name}`" for name in node["required"])
-    return f"{A_MAPPING} of {names} and others, each {_wanted(node['additionalProperties'])}"
+    names = ", ".join(f"`{name}`" for name in node["properties"])
+    others = node["additionalProperties"]
+    each = "" if others is True else f", each {_wanted(others)}"
+    return f"{A_MAPPING} of {names} and others{each}"
 
 
 def _bounds(node: Mapping[str, Any]) -> str:

@@ -6,17 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
+from acmsao_cli.config.section import Count, Fraction, PositiveFloat, Section
 from acmsao_cli.config.sections import (
-    Count,
     DataSection,
-    Fraction,
     Full,
     Lora,
     ModelSection,
     OutputSection,
-    PositiveFloat,
     RecipeBase,
-    Section,
 )
 
 TextEncoders = Annotated[

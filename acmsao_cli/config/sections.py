@@ -8,20 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field
 
-from acmsao_cli.config.parts import PartChoice, StorageChoice
+from acmsao_cli.config.optimizer import OptimizerSection
+from acmsao_cli.config.section import Count, Fraction, PositiveFloat, Section
 
-PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Rounding = Literal["stochastic", "nearest"]
-
-
-class Section(BaseModel):
-    """A frozen part of a recipe: unknown keys and values of the wrong type are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+Milestone = Annotated[tuple[Count, Count], Field(strict=False)]
 
 
 class ModelSection(Section):
@@ -71,45 +63,6 @@ class DataSection(Section):
     source: str = Field(min_length=1, description="a folder or file, or builtin:NAME")
 
 
-class OptimizerSection(Section):
-    """The five stations: gradient edits, rule, direction edits, decay, write."""
-
-    name: str = Field("adamw", description="the rule; `acmsao optimizers list` names them")
-    lr: PositiveFloat = Field(1e-4, description="peak learning rate")
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = Field(
-        None, description="decay rates of the moments; none is the rule's own"
-    )
-    eps: PositiveFloat | None = Field(
-        None, description="added to the denominator; none is the rule's own"
-    )
-    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = Field(
-        0.0, description="decoupled decay, times the learning rate"
-    )
-    momentum: PartChoice = Field(
-        "ema", description="what the rule takes as momentum; {name: ...} with options"
-    )
-    ratio: str | None = Field(
-        None, description="how the momentum is divided by its size; none is the rule's own"
-    )
-    storage: StorageChoice = Field(
-        "fp32",
-        description="how state is kept: fp32, bf16 or factored (1 bit); {default: ...} with others "
-        "by slot",
-    )
-    gradient_edits: Annotated[tuple[PartChoice, ...], Field(strict=False)] = Field(
-        (), description="applied to the gradient before the rule, in order"
-    )
-    direction_edits: Annotated[tuple[PartChoice, ...], Field(strict=False)] = Field(
-        (), description="applied to the update after the rule, in order"
-    )
-    rounding: Rounding = Field(
-        "stochastic", description="how updates of bf16 weights are rounded; fp32 weights need none"
-    )
-    fused_backward: bool = Field(
-        False, description="step each weight during backward, so that gradients never pile up"
-    )
-
-
 class ScheduleSection(Section):
     """The learning rate's course over the steps."""
 
@@ -132,6 +85,28 @@ class TrainingSection(Section):
     accumulation: Count = Field(1, description="micro-batches per optimizer step")
     clip_norm: PositiveFloat | None = Field(
         1.0, description="bound on the global gradient norm; null for none"
+    )
+    clip: Literal["global", "two_pass", "delayed"] = Field(
+        "global",
+        description="which norm is bounded: global is this step's; with fused_backward two_pass "
+        "(the same, measured by a backward of its own) or delayed (the previous step's)",
+    )
+    noise_scale: bool = Field(
+        False, description="measure the gradient noise scale; needs an accumulation of 2 or more"
+    )
+    batch_schedule: Annotated[tuple[Milestone, ...], Field(strict=False)] = Field(
+        (), description="[steps done, accumulation from there on], in rising order"
+    )
+    adaptive_batch: Count | None = Field(
+        None,
+        description="double the accumulation, up to this, while the noise scale exceeds the "
+        "examples of a step; null for never",
+    )
+    adaptive_patience: Count = Field(
+        20, description="steps in a row that the noise scale exceeds before adaptive_batch doubles"
+    )
+    batch_lr: Literal["none", "sqrt", "linear"] = Field(
+        "none", description="how the learning rate follows an accumulation that grew"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in backward: less memory, about a third more time"

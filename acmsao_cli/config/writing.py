@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -63,6 +64,8 @@ def _flow(value: Any) -> str:
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, str):
         return _text(value)
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
     # Readers of YAML 1.1 want a point in a number with an exponent.
     return re.sub(r"^(-?\d+)e", r"\1.0e", json.dumps(value))
 

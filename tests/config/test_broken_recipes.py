@@ -138,9 +138,9 @@ BROKEN = {
     ),
     "text for an option": (
         "optimizer:\n  momentum: {name: ademamix, alpha: big}\n",
-        "`optimizer.momentum` must be a text, or a mapping of `name` and others, each a number; "
-        "found {'name': 'ademamix', 'alpha': 'big'} (a section) in r.yaml:11",
-        "what the rule takes as momentum",
+        "`alpha` of `ademamix` in `optimizer.momentum` must be a number, or a schedule, as in "
+        '{name: milestones, ...}; found "big" (text) in r.yaml:11',
+        "",
     ),
     "part without a name": (
         "optimizer:\n  momentum: {alpha: 1}\n",
@@ -392,7 +392,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(refusal: Refusal, sdxl: str) ->
         "  `samples` is a section and takes keys, found 3 (a whole number) in r.yaml:14; "
         "indent the keys of `samples` under it, or leave it out",
         '  `optimizer.lr` must be a number above 0; found "x" (text) in r.yaml:12; '
-        "peak learning rate",
+        "peak learning rate; 1 where the rule finds its own rate",
     ]
 
 

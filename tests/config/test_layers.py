@@ -131,17 +131,17 @@ def test_a_part_with_options_is_replaced_whole(here: Path, recipe: Write, sdxl: 
 
 
 @pytest.mark.parametrize(
-    "setting",
+    ("mapping", "name"),
     [
-        "optimizer.momentum={name: ema}",
-        "optimizer.storage={default: fp32}",
+        ("optimizer.momentum={name: ema}", "optimizer.momentum=ema"),
+        ("optimizer.storage={default: fp32}", "optimizer.storage=fp32"),
     ],
 )
 def test_a_mapping_that_adds_nothing_is_the_name_alone(
-    recipe: Write, sdxl: str, setting: str
+    recipe: Write, sdxl: str, mapping: str, name: str
 ) -> None:
-    plain = resolve(Request(recipe(sdxl))).recipe
-    assert resolve(Request(recipe(sdxl), None, (setting,))).recipe == plain
+    plain = resolve(Request(recipe(sdxl), None, (name,))).recipe
+    assert resolve(Request(recipe(sdxl), None, (mapping,))).recipe == plain
 
 
 def test_line_breaks_of_a_setting_stay_out_of_the_file_that_names_it(

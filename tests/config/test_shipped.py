@@ -6,14 +6,18 @@ import dataclasses
 import json
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from acmsao_cli.config.choices import parts
+from acmsao_cli.config.choices import KINDS, parts
+from acmsao_cli.config.composition import clashes
 from acmsao_cli.config.layers import Request, resolve
 from acmsao_cli.config.locate import shipped
+from acmsao_cli.config.optimizer import RULES_OWN, OptimizerSection, Rounding
 from acmsao_cli.config.preset import load_preset
 from acmsao_cli.config.recipe import FAMILIES
+from acmsao_cli.config.recommended import RECOMMENDED
 from acmsao_cli.config.rules import FORMATS_OF_METHODS
 from acmsao_cli.config.schema import METHODS, json_schema, outline
 from acmsao_cli.config.suggest import ALIASES, closest_key
@@ -70,7 +74,7 @@ def test_presets_of_a_gpu_bound_the_memory_below_its_size(preset: str) -> None:
     assert budget < float(preset.removesuffix("gb"))
 
 
-def test_names_of_optimizer_parts_are_those_that_are_registered() -> None:
+def test_parts_and_options_are_those_that_are_registered() -> None:
     from acmsao_cli.optim import catalog
 
     registries = {
@@ -80,16 +84,38 @@ def test_names_of_optimizer_parts_are_those_that_are_registered() -> None:
         "storage": catalog.storages,
         "gradient_edit": catalog.gradient_edit,
         "direction_edit": catalog.direction_edit,
+        "decay": catalog.decays,
+        "rounding": catalog.roundings,
+        "schedule": catalog.schedules,
     }
-    registered = {kind: registry.parts for kind, registry in registries.items()}
-    assert {kind: set(names) for kind, names in parts().items()} == {
-        kind: set(names) for kind, names in registered.items()
-    }
-    for kind in ("rule", "momentum", "gradient_edit", "direction_edit"):
-        for name, part in registered[kind].items():
+    assert tuple(registries) == KINDS
+    for kind, registry in registries.items():
+        assert set(parts()[kind]) == set(registry.parts), kind
+        for name, part in registry.parts.items():
             fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
-            assert parts()[kind][name] == {field.name for field in fields}, name
-            assert kind == "rule" or {field.type for field in fields} <= {"float"}, name
+            assert list(parts()[kind][name]) == [field.name for field in fields], name
+    assert set(get_args(Rounding)) == set(catalog.roundings.parts)
+
+
+def test_every_option_of_a_part_can_be_said_in_a_recipe() -> None:
+    for kind, named in parts().items():
+        for name, options in named.items():
+            for option, known in options.items():
+                assert known.wanted, f"{kind} {name}: {option}"
+
+
+def test_options_of_rules_stand_beside_the_sections_own_keys() -> None:
+    own = set(OptimizerSection.model_fields) - set(RULES_OWN)
+    for name, options in parts()["rule"].items():
+        assert not own & set(options), name
+
+
+def test_what_is_recommended_is_valid() -> None:
+    for name, by_method in RECOMMENDED.items():
+        assert name in parts()["rule"]
+        for values in by_method.values():
+            section = OptimizerSection.model_validate({"name": name, **values})
+            assert not list(clashes(section, str))
 
 
 def test_a_schema_for_editors_knows_every_key_and_allows_no_other() -> None:
