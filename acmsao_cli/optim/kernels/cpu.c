@@ -50,7 +50,7 @@ typedef struct {
 /* What a chunk's elements need at hand. */
 typedef struct {
     uint16_t weights[CHUNK], momentum[CHUNK], square[CHUNK]; /* noise */
-    uint8_t negative[CHUNK];                                 /* the momentum's sign, in the top bit */
+    uint16_t negative[CHUNK];                                /* the momentum's sign, in the top bit */
     float momentum_row[CHUNK], square_row[CHUNK];            /* several rows' factors, spread */
     float momentum_size[CHUNK], square_size[CHUNK];          /* several rows' new |m| and v */
 } Chunk;
@@ -98,16 +98,19 @@ static inline uint16_t round_nearest(float x)
 
 static inline float lerp(float start, float end, float weight)
 {
-    return weight < 0.5f ? fused(weight, end - start, start) : fused(weight - 1, end - start, end);
+    float near = weight < 0.5f ? start : end, by = weight < 0.5f ? weight : weight - 1;
+    return fused(by, end - start, near);
 }
 
 /* Rank1.read; NaN stays NaN. */
-static inline float outer(float row, float col)
+static inline float outer(float row, float col, float least)
 {
-    float x = row * col, least = row > 0 ? TINY : 0;
-    x = x < least ? least : x;
-    return col > 0 ? x : x * 0;
+    float x = row * col;
+    least = col > 0 ? least : 0;
+    return x < least ? least : x;
 }
+
+static inline float least_of(float row) { return row > 0 ? TINY : 0; }
 
 /* For x >= 0; the polynomial is that of SLEEF's atan2f (3.5 units in the last place). */
 static inline float atan2_right(float y, float x)
@@ -147,17 +150,23 @@ static void draw(uint16_t *noise, uint32_t key, int64_t first, int64_t count)
    carries. Packed signs are 1 where the momentum is not negative. */
 #define ONES 0x0101010101010101u
 
-static void unpack_signs(uint8_t *negative, const uint8_t *packed, int64_t count)
+static void unpack_signs(uint16_t *wide, const uint8_t *packed, int64_t count)
 {
+    uint8_t negative[CHUNK];
     for (int64_t i = 0; i < (count + 7) / 8; i++) {
         uint64_t bits = (uint8_t)~packed[i] * ONES & 0x8040201008040201u;
         uint64_t tops = (bits + ONES * 0x7F) & ONES * 0x80;
         memcpy(negative + 8 * i, &tops, 8);
     }
+    for (int64_t i = 0; i < count; i++)
+        wide[i] = (uint16_t)(negative[i] << 8);
 }
 
-static void pack_signs(uint8_t *packed, uint8_t *negative, int64_t count)
+static void pack_signs(uint8_t *packed, const uint16_t *wide, int64_t count)
 {
+    uint8_t negative[CHUNK];
+    for (int64_t i = 0; i < count; i++)
+        negative[i] = (uint8_t)(wide[i] >> 8);
     for (int64_t i = count; i % 8; i++)
         negative[i] = 0x80; /* what pads the last byte is 0 */
     for (int64_t i = 0; i < (count + 7) / 8; i++) {
@@ -182,18 +191,23 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
     uint16_t *square_half = (uint16_t *)j.square + at;
     const float *grad = (const float *)j.grad + at;
     const uint16_t *grad_half = (const uint16_t *)j.grad + at;
-    uint8_t *negative = chunk->negative + from;
+    uint16_t *negative = chunk->negative + from;
+    const float one_momentum = several || MOMENTUM != RANK1 ? 0 : *f.momentum_row;
+    const float one_square = several || SQUARE != RANK1 ? 0 : *f.square_row;
+    const float momentum_least = least_of(one_momentum), square_least = least_of(one_square);
     float momentum_total = 0, square_total = 0;
 #pragma omp simd reduction(+ : momentum_total, square_total)
     for (int64_t i = 0; i < count; i++) {
         float g = j.side * (GRAD == HALF ? widen(grad_half[i]) : grad[i]);
         float w = WEIGHTS == HALF ? widen(weights_half[i]) : weights[i];
         float m = g, u;
-        if (MOMENTUM == RANK1)
-            m = float_of(bits_of(outer(f.momentum_row[several ? i : 0], f.momentum_col[i])) |
-                         (uint32_t)negative[i] << 24);
-        else if (MOMENTUM != NONE)
+        if (MOMENTUM == RANK1) {
+            float row = several ? f.momentum_row[i] : one_momentum;
+            m = outer(row, f.momentum_col[i], several ? least_of(row) : momentum_least);
+            m = float_of(bits_of(m) | (uint32_t)negative[i] << 16);
+        } else if (MOMENTUM != NONE) {
             m = MOMENTUM == HALF ? widen(momentum_half[i]) : momentum[i];
+        }
 
         if (RULE == LION) {
             float c = lerp(g, m, j.look);
@@ -201,10 +215,12 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
             u = (float)((c > 0) - (c < 0));
         } else {
             float v;
-            if (SQUARE == RANK1)
-                v = outer(f.square_row[several ? i : 0], f.square_col[i]);
-            else
+            if (SQUARE == RANK1) {
+                float row = several ? f.square_row[i] : one_square;
+                v = outer(row, f.square_col[i], several ? least_of(row) : square_least);
+            } else {
                 v = SQUARE == HALF ? widen(square_half[i]) : square[i];
+            }
             if (MOMENTUM != NONE)
                 m = lerp(m, g, j.pull);
             v = fused(j.pull_square * g, g, v * j.keep_square);
@@ -227,7 +243,7 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
             momentum_total += fabsf(m);
             if (several)
                 chunk->momentum_size[i] = fabsf(m);
-            negative[i] = m >= 0 ? 0 : 0x80;
+            negative[i] = m >= 0 ? 0 : 0x8000;
         } else if (MOMENTUM == HALF) {
             momentum_half[i] = round_stochastic(m, chunk->momentum[from + i]);
         } else if (MOMENTUM == FULL) {
@@ -267,22 +283,37 @@ static void advance_strips(const Job *job, Chunk *chunk, Factors *factors, float
     }
 }
 
+/* Each row's factor for all its elements, by doubling while it lasts: rows are shorter than vectors.
+   The data stay at the end of `all`, so that writing does not overtake reading. */
 static void spread(float *all, const float *rows, int64_t num_rows, int64_t cols)
 {
-    for (int64_t i = 0; i < num_rows; i++)
-        for (int64_t k = 0; k < cols; k++)
-            all[i * cols + k] = rows[i];
+    int64_t odd = cols, numel = num_rows * cols;
+    while (odd % 2 == 0)
+        odd /= 2;
+    float *end = all + numel, *few = end - num_rows * odd;
+    for (int64_t k = 0; k < odd; k++)
+        for (int64_t i = 0; i < num_rows; i++)
+            few[i * odd + k] = rows[i];
+    for (int64_t size = num_rows * odd; size < numel; size *= 2) {
+        const float *from = end - size;
+        float *to = end - 2 * size;
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++)
+            to[2 * i] = to[2 * i + 1] = from[i];
+    }
 }
 
-static void add_up(float *rows, const float *all, int64_t num_rows, int64_t cols)
+/* Sums of rows, by pairs while it lasts: rows are shorter than vectors. `all` is used up. */
+static void add_up(float *rows, float *all, int64_t num_rows, int64_t cols)
 {
-    for (int64_t i = 0; i < num_rows; i++) {
-        float total = 0;
-#pragma omp simd reduction(+ : total)
-        for (int64_t k = 0; k < cols; k++)
-            total += all[i * cols + k];
-        rows[i] = total;
-    }
+    for (; cols % 2 == 0; cols /= 2)
+#pragma omp simd
+        for (int64_t i = 0; i < num_rows * cols / 2; i++)
+            all[i] = all[2 * i] + all[2 * i + 1];
+    memset(rows, 0, (size_t)num_rows * sizeof *rows);
+    for (int64_t k = 0; k < cols; k++)
+        for (int64_t i = 0; i < num_rows; i++)
+            rows[i] += all[i * cols + k];
 }
 
 /* A chunk of several short rows, side by side. */
@@ -344,9 +375,11 @@ static void step_block(const Job *job, int64_t block)
         memset(sums, 0, 2 * (size_t)cols * sizeof *sums);
     if (SUMS && rows_at_once) {
         memset(several_sums, 0, sizeof several_sums);
-        for (int64_t i = 0; i < size; i++) {
-            col[0][i] = MOMENTUM == RANK1 ? job->momentum_col[i % cols] : 0;
-            col[1][i] = SQUARE == RANK1 ? job->square_col[i % cols] : 0;
+        for (int64_t i = 0; i < rows_at_once; i++) {
+            if (MOMENTUM == RANK1)
+                memcpy(col[0] + i * cols, job->momentum_col, (size_t)cols * sizeof **col);
+            if (SQUARE == RANK1)
+                memcpy(col[1] + i * cols, job->square_col, (size_t)cols * sizeof **col);
         }
         factors.momentum_col = col[0], factors.square_col = col[1];
         factors.momentum_sums = several_sums[0], factors.square_sums = several_sums[1];
@@ -365,16 +398,18 @@ static void step_block(const Job *job, int64_t block)
         if (MOMENTUM == RANK1)
             pack_signs(job->sign + first / 8, chunk.negative, count);
     }
-    for (int64_t i = 0; SUMS && rows_at_once && i < size; i++) {
-        sums[i % cols] += several_sums[0][i];
-        sums[cols + i % cols] += several_sums[1][i];
-    }
+    for (int64_t i = 0; SUMS && i < rows_at_once; i++)
+        for (int64_t k = 0; k < cols; k++) {
+            sums[k] += several_sums[0][i * cols + k];
+            sums[cols + k] += several_sums[1][i * cols + k];
+        }
 }
 
 /* Rank1.write, from rows' sums in place and blocks' column sums. */
 static void store_sums(const Job *job, float *row, float *col, const float *sums)
 {
     double total = 0; /* of many rows */
+#pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < job->rows; i++)
         total += row[i];
     float scale = (float)total > 0 ? (float)total : 1;
