@@ -16,6 +16,7 @@ from acmsao_cli.optim.rules.rotation import (
     SIDES,
     Bases,
     check_rotation,
+    exactly,
     is_kept,
     renew,
     rotate,
@@ -38,8 +39,9 @@ class AdaDiag(Rule):
     m <- b1 m + (1 - b1) G     v <- b2 v + (1 - b2) G^2     u = P m^ / (sqrt(v^) + eps)
 
     As printed, m and v stay as they are when the bases change; `reproject` keeps m in the weights'
-    coordinates instead, so that it is carried over. A side longer than `limit` is not rotated, nor
-    is a vector: that is AdamW.
+    coordinates instead, so that it is carried over (in fp32: rounding errors in a direction without
+    gradient would be divided by nearly nothing). A side longer than `limit` is not rotated, nor is
+    a vector: that is AdamW.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -64,7 +66,9 @@ class AdaDiag(Rule):
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The momentum's, the mean square in the bases, and the bases."""
-        return (*self._momentum.slots, Slot("mean_square", Role.POSITIVE), *self._sides())
+        momentum = self._momentum.slots
+        kept = exactly(momentum) if self.reproject else momentum
+        return (*kept, Slot("mean_square", Role.POSITIVE), *self._sides())
 
     @property
     def whole(self) -> bool:
@@ -74,7 +78,7 @@ class AdaDiag(Rule):
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Turn, divide by the root mean square there, turn back."""
         bases = self._bases(grad, cells, ctx)
-        turned = rotate(grad, bases)
+        turned = rotate(grad, bases, ctx)
         beta1, beta2 = self.betas
         square = cells["mean_square"].read().mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
         cells["mean_square"].write(square)
@@ -83,7 +87,7 @@ class AdaDiag(Rule):
             grad if self.reproject else turned, cells, ctx, beta1, bias_correction(beta1, ctx.step)
         )
         if self.reproject:
-            momentum = rotate(momentum, bases)
+            momentum = rotate(momentum, bases, ctx)
         eps = value_at(self.eps, ctx.step) * ctx.grad_scale
         return rotate_back(self.ratio(momentum, root, eps), bases)
 

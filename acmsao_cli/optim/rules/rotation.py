@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from acmsao_cli.optim.slots import Extent, Role, Slot
 # An orthogonal matrix for each side, in its columns; None leaves the side as it is.
 Bases: TypeAlias = tuple[Tensor | None, Tensor | None]
 
+_ROUNDING: Final = 4 * torch.finfo(torch.float32).eps  # of a product, relative to its factors
 SIDES: Final = {"left": Extent.LEFT, "right": Extent.RIGHT}
 
 
@@ -25,17 +27,28 @@ def side_slots(name: str, limit: int, sides: tuple[str, ...] = tuple(SIDES)) -> 
     )
 
 
+def exactly(slots: Iterable[Slot]) -> tuple[Slot, ...]:
+    """The slots, kept without loss."""
+    return tuple(replace(slot, role=Role.EXACT, gradient_like=False) for slot in slots)
+
+
 def is_kept(slot: Slot, ctx: Context) -> bool:
     """Whether the slot's side of this parameter is rotated: of a matrix, and not too long."""
     side, other = (ctx.rows, ctx.cols) if slot.extent is Extent.LEFT else (ctx.cols, ctx.rows)
     return other > 1 and slot.shape(1, ctx.rows, ctx.cols)[1] == side
 
 
-def rotate(x: Tensor, bases: Bases) -> Tensor:
-    """P' x Q: coordinates in the bases."""
+def rotate(x: Tensor, bases: Bases, ctx: Context) -> Tensor:
+    """P' x Q: coordinates in the bases, zero where they are no more than rounding errors.
+
+    A direction without gradient must not move: divided by their root mean square, errors would.
+    """
     left, right = bases
-    x = x if left is None else left.mT @ x
-    return x if right is None else x @ right
+    if left is None and right is None:
+        return x
+    turned = x if left is None else left.mT @ x
+    turned = turned if right is None else turned @ right
+    return turned.masked_fill_(turned.abs() <= _ROUNDING * ctx.norm(x), 0.0)
 
 
 def rotate_back(x: Tensor, bases: Bases) -> Tensor:

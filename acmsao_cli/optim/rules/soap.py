@@ -13,6 +13,7 @@ from acmsao_cli.optim.rules.base import Cells, Context, Rule, bias_correction, c
 from acmsao_cli.optim.rules.rotation import (
     Bases,
     check_rotation,
+    exactly,
     is_kept,
     renew,
     rotate,
@@ -31,8 +32,10 @@ class Soap(Rule):
     u = P (P' m^ Q) / (sqrt(v^) + eps) Q'      m of g, v of (P' g Q)^2
     L <- b L + (1 - b) g g'      P <- qr(L P) every so many steps; R and Q alike, of g' g
 
-    The first gradient only gives the first bases. A side longer than `limit` is not rotated, nor is
-    a vector: that is AdamW. `shampoo_beta`, by default the second beta, averages L and R.
+    The first gradient only gives the first bases. The momentum stays in fp32: its rounding errors
+    in a direction without gradient would be divided by nearly nothing. A side longer than `limit`
+    is not rotated, nor is a vector: that is AdamW. `shampoo_beta`, by default the second beta, is
+    the b of L and R.
     """
 
     betas: tuple[float, float] = (0.95, 0.95)
@@ -52,8 +55,8 @@ class Soap(Rule):
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The momentum's, the mean square in the bases, averages and bases of both sides."""
-        averages, bases = self._averages(), self._bases()
-        return (*self._momentum.slots, Slot("mean_square", Role.POSITIVE), *averages, *bases)
+        momentum, square = exactly(self._momentum.slots), Slot("mean_square", Role.POSITIVE)
+        return (*momentum, square, *self._averages(), *self._bases())
 
     @property
     def whole(self) -> bool:
@@ -69,14 +72,14 @@ class Soap(Rule):
     def _step(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         held = {slot.name: cells[slot.name].read() for slot in self._bases() if is_kept(slot, ctx)}
         bases: Bases = held.get("left_basis"), held.get("right_basis")
-        turned, count = rotate(grad, bases), ctx.step - 1
+        turned, count = rotate(grad, bases, ctx), ctx.step - 1
         beta1, beta2 = self.betas
         square = cells["mean_square"].read().mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
         cells["mean_square"].write(square)
         root = (square / bias_correction(beta2, count)).sqrt_()
         momentum = self._momentum.advance(grad, cells, ctx, beta1, bias_correction(beta1, count))
         eps = value_at(self.eps, ctx.step) * ctx.grad_scale
-        return rotate_back(self.ratio(rotate(momentum, bases), root, eps), bases)
+        return rotate_back(self.ratio(rotate(momentum, bases, ctx), root, eps), bases)
 
     def _learn(self, grad: Tensor, cells: Cells, ctx: Context) -> None:
         """Average the gradient's products, and now and then turn the bases after them."""
