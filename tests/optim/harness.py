@@ -20,7 +20,18 @@ SEED = 7
 NUM_STEPS = 5
 DTYPES = (torch.float32, torch.bfloat16)
 # Parts that sum over a parameter: the order of the sum may differ between stacked and single.
-SUMMING = frozenset({"factored", "adafactor", *gradient_edit.parts, *direction_edit.parts})
+MATRIX_RULES = {"muon", "adadiag", "soap"}  # products of matrices are sums too
+WRAPPERS = {"prodigy", "dadaptation"}
+SUMMING = frozenset(
+    {
+        "factored",
+        "adafactor",
+        *MATRIX_RULES,
+        *WRAPPERS,
+        *gradient_edit.parts,
+        *direction_edit.parts,
+    }
+)
 
 
 def every_pipeline() -> Iterator[Pipeline]:
