@@ -6,12 +6,14 @@ import acmsao_cli.optim.storage  # noqa: F401
 from acmsao_cli.optim import accounting, catalog
 from acmsao_cli.optim.batches import ONE_BY_ONE, Stacking
 from acmsao_cli.optim.catalog import build_pipeline
+from acmsao_cli.optim.layers import LayerRule
 from acmsao_cli.optim.optimizer import ComposedOptimizer
 from acmsao_cli.optim.pipeline import Pipeline
 
 __all__ = [
     "ONE_BY_ONE",
     "ComposedOptimizer",
+    "LayerRule",
     "Pipeline",
     "Stacking",
     "accounting",

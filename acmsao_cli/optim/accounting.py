@@ -36,7 +36,7 @@ def workspace_bytes(
     """
     stacking = stacking or Stacking()
     members = [
-        Member(str(number), number, 0, torch.empty(tuple(s), dtype=weight_dtype, device=_META))
+        Member(str(number), number, 0, 0, torch.empty(tuple(s), dtype=weight_dtype, device=_META))
         for number, s in enumerate(shapes)
     ]
     batches = plan_batches(members, stacking)

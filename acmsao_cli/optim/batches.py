@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.execution import BLOCK
 from acmsao_cli.optim.storage.codec import State
 
 
@@ -23,19 +25,41 @@ class Member:
     name: str
     number: int
     group: int
+    layer: int  # which of the optimizer's pipelines steps it
     parameter: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """The real numbers that are stepped: a complex one is a pair."""
+        return as_real(self.parameter.detach())
+
+    @property
+    def gradient(self) -> Tensor:
+        """Their gradient; it has to be there."""
+        grad = self.parameter.grad
+        assert grad is not None
+        if grad.layout is not torch.strided:
+            raise OptimizerError(
+                f"`{self.name}` has a sparse gradient",
+                hint="build the embedding with sparse=False",
+            )
+        return as_real(grad.detach())
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """View complex numbers as pairs of real ones, in a last axis."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 @dataclass(frozen=True)
 class Stacking:
-    """Which parameters are stepped as one tensor: a matter of speed and workspace.
+    """How parameters are joined or cut for stepping: a matter of speed and workspace.
 
-    Results keep their bits, but for parts that sum over a parameter: a device may sum in another
-    order.
+    Results keep their bits, but for parts that sum over a parameter: the order of the sum changes.
     """
 
     below: int = 65_536  # parameters with fewer elements are stacked
-    limit: int = 4_194_304  # elements in a stack: its temporaries stay small
+    block: int = BLOCK  # elements at a time: of a stack, or of a larger parameter
 
 
 ONE_BY_ONE = Stacking(below=0)
@@ -54,6 +78,11 @@ class Batch:
     def device(self) -> torch.device:
         """Where the members live."""
         return self.members[0].parameter.device
+
+    @property
+    def layer(self) -> int:
+        """Which of the optimizer's pipelines steps it."""
+        return self.members[0].layer
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -107,11 +136,11 @@ def _likeness(member: Member, stacking: Stacking) -> object:
 
 
 def _stack_size(parameter: Tensor, stacking: Stacking) -> int:
-    return max(1, stacking.limit // max(1, parameter.numel()))
+    return max(1, stacking.block // max(1, parameter.numel()))
 
 
 def _batch(members: Sequence[Member]) -> Batch:
-    first = members[0].parameter
+    first = members[0].values
     rows, cols = matrix_shape(first.shape)
     numbers = torch.tensor([member.number for member in members], device=first.device)
     return Batch(tuple(members), rows, cols, numbers)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.decay import decay as decays
 from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
 from acmsao_cli.optim.momentum import momentum as momenta
 from acmsao_cli.optim.pipeline import Pipeline
@@ -32,6 +33,7 @@ REGISTRIES: Final[tuple[Registry[Any], ...]] = (
     storages,
     gradient_edit,
     direction_edit,
+    decays,
     roundings,
     schedules,
 )
@@ -57,6 +59,7 @@ def build_pipeline(
     gradient_edits: Iterable[Spec] = (),
     direction_edits: Iterable[Spec] = (),
     rounding: str = "stochastic",
+    decay: str = "decoupled",
     **options: Any,
 ) -> Pipeline:
     """Compose a pipeline from names; options that are None are the rule's own.
@@ -65,12 +68,13 @@ def build_pipeline(
     """
     given = {"momentum": momentum, "ratio": ratio, **options}
     chosen = build_part(rule, {"name": name, **{k: v for k, v in given.items() if v is not None}})
+    write = Write(build_part(roundings, rounding), build_part(decays, decay))
     return Pipeline(
         rule=chosen,
-        storage=build_storage(storage, chosen.slots),
+        storage=build_storage(storage, (*chosen.slots, *write.slots)),
         gradient=tuple(build_part(gradient_edit, spec) for spec in gradient_edits),
         direction=tuple(build_part(direction_edit, spec) for spec in direction_edits),
-        write=Write(rounding=build_part(roundings, rounding)),
+        write=write,
     )
 
 

@@ -6,7 +6,7 @@ after a resume draws the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -32,16 +32,22 @@ class Noise:
     """Hashed noise of one step for a batch of parameters; costs nothing until bits are drawn.
 
     `numbers` is int32 (batch, 1, 1); `salt` is `hash_numbers(seed, step)`, a 0-d int32 tensor under
-    compile; streams are independent: 0 for the weights, 1 onwards for the state.
+    compile; streams are independent: 0 for the weights, 1 onwards for the state. `offset`, even,
+    is the number of the first element where only a block of the parameter is at hand.
     """
 
     numbers: Tensor
     salt: int | Tensor
     index: int = 0
+    offset: int = 0
 
     def stream(self, index: int) -> Noise:
         """Return the stream of this index."""
-        return Noise(self.numbers, self.salt, index)
+        return replace(self, index=index)
+
+    def starting_at(self, offset: int) -> Noise:
+        """Return the noise of the elements from `offset` on."""
+        return replace(self, offset=offset)
 
     def halves(self, shape: torch.Size) -> Tensor:
         """Draw 16 bits for each element of a (batch, rows, cols) tensor, as int16."""
@@ -49,7 +55,9 @@ class Noise:
         numel = rows * cols
         keys = (self.numbers * _APART).add_(self.salt).add_(hash_numbers(self.index))
         # A word serves two elements: hashing is the cost of stochastic rounding.
-        counter = torch.arange((numel + 1) // 2, dtype=torch.int32, device=keys.device)
+        first = self.offset // 2
+        stop = first + (numel + 1) // 2
+        counter = torch.arange(first, stop, dtype=torch.int32, device=keys.device)
         words = finalise(counter.mul_(_as_signed(_GOLDEN)).bitwise_xor(keys.view(batch, 1)))
         return words.view(torch.int16)[:, :numel].reshape(shape)
 

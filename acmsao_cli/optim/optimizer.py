@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast, overload
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim import saving
+from acmsao_cli.optim import execution, kernels, saving
 from acmsao_cli.optim.batches import (
     Batch,
     Member,
@@ -21,13 +22,16 @@ from acmsao_cli.optim.batches import (
     row_of,
     scatter,
 )
+from acmsao_cli.optim.layers import LayerRule, check_layers, layer_of
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.rules.base import Context
+from acmsao_cli.optim.slots import Role
 from acmsao_cli.optim.storage.codec import State
+from acmsao_cli.optim.totals import Totals
 
 Named: TypeAlias = tuple[str, Tensor]
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.complex64)
 
 
 @dataclass(frozen=True)
@@ -43,51 +47,54 @@ class BackwardHandle:
 
 
 class ComposedOptimizer(torch.optim.Optimizer):
-    """Steps named fp32 or bf16 parameters through a pipeline, to the same bits in every way.
+    """Steps fp32, bf16 or complex64 parameters through a pipeline, to the same bits in every way.
 
-    State appears at a parameter's first step, or by `allocate`. `self.state[p]` holds views of it:
-    copy into them, never replace them. Each parameter counts its own steps, so one without a
-    gradient is left alone.
+    Parameters come with names, (name, parameter), or are called by their number. `layers` give some
+    of them other pipelines: their groups are split, and `group["layer"]` is the pattern's number, 0
+    for none. State appears at a parameter's first step, or by `allocate`. `self.state[p]` holds
+    views of it: copy into them, never replace them. Each parameter counts its own steps, so one
+    without a gradient is left alone. With `use_kernels` hand-written twins step what they can.
     """
 
     def __init__(
         self,
-        named_parameters: Iterable[Named] | Iterable[dict[str, Any]],
+        named_parameters: Iterable[Named] | Iterable[Tensor] | Iterable[dict[str, Any]],
         pipeline: Pipeline,
         *,
-        lr: float,
+        lr: float | Tensor,
         weight_decay: float = 0.0,
+        maximize: bool = False,
         seed: int = 0,
         stacking: Stacking | None = None,
+        layers: Sequence[LayerRule] = (),
+        use_kernels: bool = False,
     ) -> None:
-        self.pipeline, self.seed, self.global_step = pipeline, seed, 0
-        defaults = {"lr": lr, "weight_decay": weight_decay}
-        super().__init__(cast(Any, _as_groups(named_parameters)), defaults)
-        self.members = _members(self.param_groups)
-        self._member_of = {member.parameter: member for member in self.members}
-        self._batches = plan_batches(self.members, stacking or Stacking())
-        self._place = {
-            member.number: (batch, index)
-            for batch in self._batches
-            for index, member in enumerate(batch.members)
-        }
+        self.pipelines = (pipeline, *(rule.pipeline for rule in layers))  # by layer
+        self.seed, self.global_step, self.use_kernels = seed, 0, use_kernels
+        self._layers, self._stacking = tuple(layers), stacking or Stacking()
+        self.members: list[Member] = []
+        self._member_of: dict[Tensor, Member] = {}
+        self._batches: list[Batch] = []
+        self._place: dict[int, tuple[Batch, int]] = {}
         self._states: dict[int, State] = {}  # by the number of a batch's first member
-        self.steps = [0] * len(self.members)  # by parameter number
+        self.steps: list[int] = []  # by parameter number
         self._stepped: set[int] = set()  # parameter numbers advanced since the last finish
-        device = self.members[0].parameter.device
-        self.shared = {
-            name: torch.full((), value, dtype=torch.float32, device=device)
-            for name, value in pipeline.rule.shared().items()
-        }
-        self._norms = {  # gradient norms by parameter number
-            device: torch.zeros(len(self.members), dtype=torch.float32, device=device)
-            for device in dict.fromkeys(batch.device for batch in self._batches)
-        }
-        self._contributions = {  # by device and name, by parameter number: whoever came first
-            device: {name: torch.zeros_like(norms) for name in pipeline.rule.contributions}
-            for device, norms in self._norms.items()
-        }
+        self._norms = Totals()
+        self._contributions = [  # by layer and name
+            {name: Totals() for name in pipeline.rule.contributions} for pipeline in self.pipelines
+        ]
         self._gradient_norm: Tensor | None = None
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(cast(Any, _as_groups(named_parameters)), defaults)
+        check_layers(layers, self.members)
+        if use_kernels:
+            self._check_kernels()
+        self.shared = [self._initial_numbers(pipeline) for pipeline in self.pipelines]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline of what no layer pattern fits."""
+        return self.pipelines[0]
 
     # Stepping
 
@@ -167,69 +174,77 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self, members: Sequence[Member], batch: Batch, numbers: Tensor, state: State
     ) -> None:
         """Advance members with gradients of one dtype and equally many steps behind them."""
-        parameters = [member.parameter for member in members]
-        weights = gather(parameters, batch.rows, batch.cols)
-        grad = gather([_gradient(member) for member in members], batch.rows, batch.cols)
-        self._note_norms(numbers, grad)
+        values = [member.values for member in members]
         step = self.steps[members[0].number] + 1
-        group = self.param_groups[members[0].group]
-        lr, decay = group["lr"], group["weight_decay"]
-        contributions = self._contributions[batch.device]
-
-        def contribute(name: str, value: Tensor) -> None:
-            contributions[name].index_copy_(0, numbers, value.flatten())
-
-        ctx = Context(
-            step=step,
-            first=step == 1,
-            lr=lr,
-            weight_decay=decay,
-            weights=weights,
-            rows=batch.rows,
-            cols=batch.cols,
-            shared=self.shared,
-            contribute=contribute,
-        )
-        noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
-        self.pipeline.step(weights, grad, state, ctx, noise)
-        scatter(weights, parameters)
+        if values[0].numel():
+            weights = gather(values, batch.rows, batch.cols)
+            grad = gather([member.gradient for member in members], batch.rows, batch.cols)
+            self._note_norms(numbers, grad)
+            ctx = self._context(batch, weights, numbers, step)
+            noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
+            self._step_of(batch.layer, weights)(weights, grad, state, ctx, noise)
+            scatter(weights, values)
         for member in members:
             self.steps[member.number] = step
             self._stepped.add(member.number)
 
+    def _context(self, batch: Batch, weights: Tensor, numbers: Tensor, step: int) -> Context:
+        group = self.param_groups[batch.members[0].group]
+        contributions = self._contributions[batch.layer]
+        return Context(
+            step=step,
+            first=step == 1,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            weights=weights,
+            rows=batch.rows,
+            cols=batch.cols,
+            shared=self.shared[batch.layer],
+            contribute=lambda name, value: contributions[name].put(numbers, value),
+            maximize=group["maximize"],
+        )
+
+    def _step_of(self, layer: int, weights: Tensor) -> Callable[..., None]:
+        """A kernel where there is one and it is wanted, else the pipeline, in blocks."""
+        pipeline = self.pipelines[layer]
+        if self.use_kernels:
+            kernel = kernels.find(pipeline, weights.device, weights.dtype)
+            if kernel is not None:
+                return kernel
+        return partial(execution.advance, pipeline, block=self._stacking.block)
+
+    def _check_kernels(self) -> None:
+        """Refuse if nothing could be stepped by a kernel; the pipeline steps what has none."""
+        kinds = {(m.layer, m.values.device, m.values.dtype): None for m in self.members}
+        if not any(kernels.find(self.pipelines[n], device, dtype) for n, device, dtype in kinds):
+            layer, device, dtype = next(iter(kinds))
+            kernels.require(self.pipelines[layer], device, dtype)
+
     def _is_uniform(self, batch: Batch) -> bool:
-        dtypes = {_gradient(member).dtype for member in batch.members}
+        dtypes = {member.gradient.dtype for member in batch.members}
         return len(dtypes) == 1 and len({self.steps[m.number] for m in batch.members}) == 1
 
     def _note_norms(self, numbers: Tensor, grad: Tensor) -> None:
-        """Write norms to their parameters' places: the total ignores who came first."""
         # Row by row first: one fp32 sum over millions of entries loses digits on some devices.
         rows = torch.linalg.vector_norm(grad, dim=2, dtype=torch.float32)
-        norms = torch.linalg.vector_norm(rows, dim=1)
-        self._norms[grad.device].index_copy_(0, numbers, norms)
+        self._norms.put(numbers, torch.linalg.vector_norm(rows, dim=1))
 
     def _finish(self) -> None:
+        self._gradient_norm = self._norms.norm() if self._stepped else None
         if self._stepped:
-            parts = [torch.linalg.vector_norm(norms) for norms in self._norms.values()]
-            first = parts[0]
-            rest = [part.to(first.device, non_blocking=True) for part in parts[1:]]
-            self._gradient_norm = torch.linalg.vector_norm(torch.stack([first, *rest]))
-            self.pipeline.rule.finish(self.shared, self._totals())
-        else:
-            self._gradient_norm = None
-        for device, norms in self._norms.items():
-            norms.zero_()
-            for numbers in self._contributions[device].values():
-                numbers.zero_()
+            for pipeline, shared, given in zip(
+                self.pipelines, self.shared, self._contributions, strict=True
+            ):
+                pipeline.rule.finish(shared, {name: total.sum() for name, total in given.items()})
+        for totals in self._every_total():
+            totals.clear()
         self._stepped.clear()
         self.global_step += 1
 
-    def _totals(self) -> dict[str, Tensor]:
-        first, *others = self._contributions.values()
-        return {
-            name: sum((other[name].sum().to(numbers.device) for other in others), numbers.sum())
-            for name, numbers in first.items()
-        }
+    def _every_total(self) -> Iterator[Totals]:
+        yield self._norms
+        for given in self._contributions:
+            yield from given.values()
 
     # State
 
@@ -273,15 +288,58 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self.load_state(state_dict["tensors"], state_dict["header"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group while constructing; afterwards numbers and batches are fixed."""
-        if hasattr(self, "_batches"):
-            raise OptimizerError("groups cannot be added to an optimizer that is in use")
-        super().add_param_group(param_group)
+        """Add a group, split by the layers' patterns; its parameters have no state yet."""
+        named = self._named(param_group["params"])
+        for layer in range(len(self.pipelines)):
+            chosen = [(n, p) for n, p in named if layer_of(self._layers, n, p) == layer]
+            if chosen or (layer == 0 and not named):
+                self._enlist({**param_group, "params": chosen}, layer)
+
+    def _named(self, parameters: Any) -> list[Named]:
+        items = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        first = len(self.members)
+        return [
+            (str(number), item) if isinstance(item, Tensor) else item
+            for number, item in enumerate(items, first)
+        ]
+
+    def _enlist(self, group: dict[str, Any], layer: int) -> None:
+        """Give the parameters numbers and places in batches."""
+        if layer:
+            rule = self._layers[layer - 1]
+            own = {"lr": rule.lr, "weight_decay": rule.weight_decay}
+            group |= {key: value for key, value in own.items() if value is not None}
+        super().add_param_group({**group, "layer": layer})
+        group = self.param_groups[-1]
+        members = [
+            Member(name, number, len(self.param_groups) - 1, layer, parameter)
+            for number, (name, parameter) in enumerate(
+                zip(group["param_names"], group["params"], strict=True), len(self.members)
+            )
+        ]
+        _check_members(members, self.members, self.pipelines[layer])
+        self.members += members
+        self.steps += [0] * len(members)
+        self._member_of |= {member.parameter: member for member in members}
+        batches = plan_batches(members, self._stacking)
+        self._batches += batches
+        for batch in batches:
+            self._place |= {m.number: (batch, index) for index, m in enumerate(batch.members)}
+            for totals in self._every_total():
+                totals.reserve(batch.device, len(self.members))
+
+    def _initial_numbers(self, pipeline: Pipeline) -> dict[str, Tensor]:
+        device = self.members[0].parameter.device
+        return {
+            name: torch.full((), value, dtype=torch.float32, device=device)
+            for name, value in pipeline.rule.shared().items()
+        }
 
     def _state_of(self, batch: Batch) -> State:
         key = batch.members[0].number
         if key not in self._states:
-            state = self.pipeline.allocate(len(batch.members), batch.rows, batch.cols, batch.device)
+            pipeline = self.pipelines[batch.layer]
+            state = pipeline.allocate(len(batch.members), batch.rows, batch.cols, batch.device)
             self._states[key] = state
             for index, member in enumerate(batch.members):
                 self.state[member.parameter] = {
@@ -292,44 +350,32 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return self._states[key]
 
 
-def _as_groups(named: Iterable[Named] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    items: list[Any] = list(named)
+def _as_groups(given: Any) -> list[dict[str, Any]]:
+    items: list[Any] = [given] if isinstance(given, Tensor) else list(given)
     groups = items if items and isinstance(items[0], dict) else [{"params": items}]
-    groups = [{**group, "params": list(group["params"])} for group in groups]
-    if not any(group["params"] for group in groups):
+    if not any(len(_listed(group["params"])) for group in groups):
         raise OptimizerError("the optimizer got no parameters", hint="is anything trainable?")
-    return groups
+    return [{**group, "params": _listed(group["params"])} for group in groups]
 
 
-def _members(groups: list[dict[str, Any]]) -> list[Member]:
-    members: list[Member] = []
-    for index, group in enumerate(groups):
-        names = group.get("param_names")
-        if names is None:
-            raise OptimizerError("parameters must come with names", hint="pass (name, parameter)")
-        for name, parameter in zip(names, group["params"], strict=True):
-            members.append(Member(name, len(members), index, parameter))
-    _check_members(members)
-    return members
+def _listed(parameters: Any) -> list[Any]:
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
-def _check_members(members: list[Member]) -> None:
-    seen: set[str] = set()
-    for member in members:
+def _check_members(new: list[Member], known: list[Member], pipeline: Pipeline) -> None:
+    seen = {member.name for member in known}
+    keeps_words = any(slot.role is Role.WORD for slot in pipeline.slots)
+    for member in new:
+        dtype = member.parameter.dtype
         if member.name in seen:
             raise OptimizerError(f"two parameters are called `{member.name}`")
-        if member.parameter.dtype not in _DTYPES:
+        if dtype not in _DTYPES:
             raise OptimizerError(
-                f"`{member.name}` is {member.parameter.dtype}; weights must be fp32 or bf16"
+                f"`{member.name}` is {dtype}", hint="weights must be fp32, bf16 or complex64"
+            )
+        if keeps_words and dtype != torch.bfloat16:
+            raise OptimizerError(
+                f"rounding `kahan` is for bf16 weights, `{member.name}` is {dtype}",
+                hint="choose another rounding, or give these parameters a layer pattern",
             )
         seen.add(member.name)
-
-
-def _gradient(member: Member) -> Tensor:
-    grad = member.parameter.grad
-    assert grad is not None
-    if grad.layout is not torch.strided:
-        raise OptimizerError(
-            f"`{member.name}` has a sparse gradient", hint="build the embedding with sparse=False"
-        )
-    return grad

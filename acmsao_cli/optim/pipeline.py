@@ -36,9 +36,19 @@ class Pipeline:
         if reason is not None:
             raise OptimizerError(f"{registry.part_name(self.rule)} {reason}")
 
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Everything remembered for each parameter."""
+        return (*self.rule.slots, *self.write.slots)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a parameter cannot be stepped in blocks of rows."""
+        return self.rule.whole or any(self.storage.codec(slot).whole for slot in self.slots)
+
     def cells(self) -> Iterator[tuple[str, Slot]]:
         """Yield every cell's name with its slot, in the order of their noise streams."""
-        for slot in self.rule.slots:
+        for slot in self.slots:
             for name in slot.cells:
                 yield name, slot
 
@@ -54,13 +64,51 @@ class Pipeline:
 
         The gradient is left as it is; `ctx.weights` is replaced by the dense fp32 weights.
         """
-        dense = weights.float()
+        cells = self.open(state, noise)
+        dense, ctx, update = self.direct(weights, grad, cells, ctx)
+        self.complete(weights, dense, update, cells, ctx, noise)
+
+    def open(self, state: State, noise: Noise) -> dict[str, Cell]:
+        """Cells in the order of their streams; rulers exist before what they measure."""
+        numbered = list(enumerate(self.cells(), start=WEIGHT_STREAM + 1))
+        opened: dict[str, Cell] = {}
+        for stream, (name, slot) in sorted(
+            numbered, key=lambda entry: entry[1][1].unit is not None
+        ):
+            ruler = None if slot.unit is None else opened[slot.unit]
+            codec = self.storage.codec(slot)
+            opened[name] = Cell(codec, state[name], noise.stream(stream), ruler)
+        return opened
+
+    def direct(
+        self, weights: Tensor, grad: Tensor, cells: Cells, ctx: Context
+    ) -> tuple[Tensor, Context, Tensor]:
+        """Advance the cells; return the dense weights, the circumstances of writing, the update."""
+        dense = self.write.dense(weights, cells)
         ctx = replace(ctx, weights=dense)
-        cells = self._open(state, noise)
-        update = self._direct(grad.float(), cells, ctx)
+        grad = -grad.float() if ctx.maximize else grad.float()
+        for edit in self.gradient:
+            grad = edit(grad, ctx)
+        if ctx.weight_decay:
+            grad = self.write.decay.gradient(grad, ctx)
+        update = self.rule.update(grad, cells, ctx)
+        for change in self.direction:
+            update = change(update, grad, ctx)
+        return dense, replace(ctx, lr=ctx.lr * self.rule.rate(ctx)), update
+
+    def complete(
+        self,
+        weights: Tensor,
+        dense: Tensor,
+        update: Tensor,
+        cells: dict[str, Cell],
+        ctx: Context,
+        noise: Noise,
+    ) -> None:
+        """Store the cells and the weights."""
         for cell in cells.values():
             cell.close()
-        self.write(weights, dense, update, ctx, noise.stream(WEIGHT_STREAM))
+        self.write(weights, dense, update, cells, ctx, noise.stream(WEIGHT_STREAM))
 
     def stations(self) -> str:
         """Stable text of the five stations, with every option."""
@@ -75,23 +123,3 @@ class Pipeline:
     def __str__(self) -> str:
         """Return the signature."""
         return self.signature()
-
-    def _direct(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
-        for edit in self.gradient:
-            grad = edit(grad, ctx)
-        update = self.rule.update(grad, cells, ctx)
-        for change in self.direction:
-            update = change(update, grad, ctx)
-        return update
-
-    def _open(self, state: State, noise: Noise) -> dict[str, Cell]:
-        """Cells in the order of their streams; rulers exist before what they measure."""
-        numbered = list(enumerate(self.cells(), start=WEIGHT_STREAM + 1))
-        opened: dict[str, Cell] = {}
-        for stream, (name, slot) in sorted(
-            numbered, key=lambda entry: entry[1][1].unit is not None
-        ):
-            ruler = None if slot.unit is None else opened[slot.unit]
-            codec = self.storage.codec(slot)
-            opened[name] = Cell(codec, state[name], noise.stream(stream), ruler)
-        return opened

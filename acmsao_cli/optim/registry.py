@@ -71,8 +71,8 @@ def signature(part: Any) -> str:
     """Write a part with all its options, e.g. `adamw(betas=(0.9, 0.999), ..., ratio=divide)`."""
     if not _has_fields(part):
         return part_name(part) if callable(part) else repr(part)
-    options = (f"{f.name}={signature(getattr(part, f.name))}" for f in dataclasses.fields(part))
-    return f"{part_name(part)}({', '.join(options)})"
+    options = [f"{f.name}={signature(getattr(part, f.name))}" for f in dataclasses.fields(part)]
+    return f"{part_name(part)}({', '.join(options)})" if options else part_name(part)
 
 
 def _has_fields(part: object) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,14 +17,15 @@ from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import registry
 from acmsao_cli.optim.batches import Member, matrix_shape
 from acmsao_cli.optim.noise import Noise, hash_numbers
-from acmsao_cli.optim.pipeline import WEIGHT_STREAM, Pipeline
+from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Pieces
 from acmsao_cli.optim.storage.policy import DEFAULT, Storage, build_storage
 
 if TYPE_CHECKING:
     from acmsao_cli.optim.optimizer import ComposedOptimizer
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 had a single layer
 _AFRESH: Final = "start the optimizer afresh, or go back to the rule the run began with"
 
 
@@ -40,11 +42,16 @@ def header(optimizer: ComposedOptimizer) -> dict[str, Any]:
     """Return everything else needed to continue; waits for the device if numbers are shared."""
     return {
         "format": FORMAT,
-        "pipeline": optimizer.pipeline.signature(),
-        "rule": memory_kind(optimizer.pipeline),
-        "storage": dict(optimizer.pipeline.storage.names()),
+        "layers": [
+            {
+                "pipeline": pipeline.signature(),
+                "rule": memory_kind(pipeline),
+                "storage": dict(pipeline.storage.names()),
+                "shared": {name: number.item() for name, number in shared.items()},
+            }
+            for pipeline, shared in zip(optimizer.pipelines, optimizer.shared, strict=True)
+        ],
         "groups": _groups(optimizer),
-        "shared": {name: number.item() for name, number in optimizer.shared.items()},
         "step": optimizer.global_step,
         "seed": optimizer.seed,
         "late_parameters": {  # parameters that missed steps, with their own count
@@ -64,15 +71,21 @@ def memory_kind(pipeline: Pipeline) -> str:
 def load(optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str, Any]) -> list[str]:
     """Copy a saved state in; return notices of what differs from the run that saved it."""
     _check_header(optimizer, head)
-    storage = build_storage(head["storage"], optimizer.pipeline.rule.slots)
-    planned = {member.number: _layout(optimizer, storage, member) for member in optimizer.members}
+    storages = [
+        build_storage(layer["storage"], pipeline.slots)
+        for pipeline, layer in zip(optimizer.pipelines, head["layers"], strict=True)
+    ]
+    planned = {
+        member.number: _layout(optimizer, storages[member.layer], member)
+        for member in optimizer.members
+    }
     _check_tensors(optimizer, saved, head, planned)
     notices = _differences(optimizer, head)
     _restore_numbers(optimizer, head)
     pieces = _by_cell(saved)
     for member in optimizer.members:
         if any(key in saved for key in planned[member.number]):
-            _fill(optimizer, member, storage, pieces)
+            _fill(optimizer, member, storages[member.layer], pieces)
         else:
             _clear(optimizer, member)
     return notices
@@ -86,6 +99,7 @@ def _groups(optimizer: ComposedOptimizer) -> list[dict[str, Any]]:
                 for key in ("lr", "initial_lr", "weight_decay")
                 if key in group
             },
+            "layer": group["layer"],
             "parameters": list(group["param_names"]),
         }
         for group in optimizer.param_groups
@@ -100,26 +114,34 @@ def _check_header(optimizer: ComposedOptimizer, head: dict[str, Any]) -> None:
             + (f"; its header lacks {', '.join(missing)}" if missing else ""),
             hint="continue with the version that wrote it, or start the optimizer afresh",
         )
-    if head["rule"] != memory_kind(optimizer.pipeline):
-        raise OptimizerError(
-            f"saved optimizer state belongs to {head['rule']}, "
-            f"this run uses {memory_kind(optimizer.pipeline)}",
-            hint=_AFRESH,
-        )
-    ours = {member.name for member in optimizer.members}
-    theirs = {name for group in head["groups"] for name in group["parameters"]}
-    if ours != theirs:
-        name = min(ours ^ theirs)
-        where = "the saved state" if name in ours else "this run"
+    kinds = [memory_kind(pipeline) for pipeline in optimizer.pipelines]
+    for ours, theirs in zip_longest(kinds, [layer["rule"] for layer in head["layers"]]):
+        if ours != theirs:
+            raise OptimizerError(
+                f"saved optimizer state belongs to {theirs or 'fewer layer patterns'}, "
+                f"this run uses {ours or 'fewer layer patterns'}",
+                hint=_AFRESH,
+            )
+    mine = {member.name: member.layer for member in optimizer.members}
+    saved = {name: group["layer"] for group in head["groups"] for name in group["parameters"]}
+    if mine.keys() != saved.keys():
+        name = min(mine.keys() ^ saved.keys())
+        where = "the saved state" if name in mine else "this run"
         raise OptimizerError(
             f"`{name}` is not in {where}", hint="train the same parameters, or start afresh"
+        )
+    moved = [name for name, layer in mine.items() if saved[name] != layer]
+    if moved:
+        raise OptimizerError(
+            f"`{moved[0]}` fitted layer pattern {saved[moved[0]]}, now {mine[moved[0]]}",
+            hint="keep the patterns, or start the optimizer afresh",
         )
 
 
 def _layout(optimizer: ComposedOptimizer, storage: Storage, member: Member) -> dict[str, Tensor]:
     """Return what a saved parameter must look like, as meta tensors by key."""
-    rows, cols = matrix_shape(member.parameter.shape)
-    pipeline = replace(optimizer.pipeline, storage=storage)
+    rows, cols = matrix_shape(member.values.shape)
+    pipeline = replace(optimizer.pipelines[member.layer], storage=storage)
     state = pipeline.allocate(1, rows, cols, torch.device("meta"))
     return {
         f"{member.name}/{cell}/{name}": piece[0]
@@ -162,11 +184,12 @@ def _looks(tensor: Tensor) -> str:
 
 def _differences(optimizer: ComposedOptimizer, head: dict[str, Any]) -> list[str]:
     notices = []
-    before, now = head["storage"], dict(optimizer.pipeline.storage.names())
-    if before != now:
-        notices.append(f"optimizer state converted from {_written(before)} to {_written(now)}")
-    if not head["pipeline"].startswith(optimizer.pipeline.stations() + " | "):
-        notices.append(f"optimizer was {head['pipeline']}, is {optimizer.pipeline.signature()}")
+    for pipeline, layer in zip(optimizer.pipelines, head["layers"], strict=True):
+        before, now = layer["storage"], dict(pipeline.storage.names())
+        if before != now:
+            notices.append(f"optimizer state converted from {_written(before)} to {_written(now)}")
+        if not layer["pipeline"].startswith(pipeline.stations() + " | "):
+            notices.append(f"optimizer was {layer['pipeline']}, is {pipeline.signature()}")
     if head["seed"] != optimizer.seed:
         notices.append(f"rounding continues with the saved seed {head['seed']}")
     ours = _groups(optimizer)
@@ -190,8 +213,9 @@ def _restore_numbers(optimizer: ComposedOptimizer, head: dict[str, Any]) -> None
     optimizer.seed, optimizer.global_step = head["seed"], head["step"]
     for member in optimizer.members:
         optimizer.steps[member.number] = head["late_parameters"].get(member.name, head["step"])
-    for name, number in optimizer.shared.items():
-        number.fill_(head["shared"][name])
+    for shared, layer in zip(optimizer.shared, head["layers"], strict=True):
+        for name, number in shared.items():
+            number.fill_(layer["shared"][name])
     for group, saved_group in zip(optimizer.param_groups, head["groups"], strict=False):
         if list(group["param_names"]) == saved_group["parameters"]:
             group.update({k: saved_group[k] for k in ("lr", "initial_lr") if k in saved_group})
@@ -210,21 +234,35 @@ def _fill(
     optimizer: ComposedOptimizer, member: Member, storage: Storage, saved: dict[str, Pieces]
 ) -> None:
     """Copy one parameter's state; if its codec changed, read with the old and write with ours."""
-    state = optimizer.state_of(member)
+    state, pipeline = optimizer.state_of(member), optimizer.pipelines[member.layer]
     device = member.parameter.device
     number = torch.full((1, 1, 1), member.number, dtype=torch.int32, device=device)
     noise = Noise(number, hash_numbers(optimizer.seed, optimizer.steps[member.number]))
-    for stream, (cell, slot) in enumerate(optimizer.pipeline.cells(), start=WEIGHT_STREAM + 1):
-        theirs = {
-            name: piece.unsqueeze(0).to(device)
-            for name, piece in saved[f"{member.name}/{cell}"].items()
-        }
-        old, new = storage.codec(slot), optimizer.pipeline.storage.codec(slot)
-        if old == new:
+    theirs = {
+        cell: {n: p.unsqueeze(0).to(device) for n, p in saved[f"{member.name}/{cell}"].items()}
+        for cell in state
+    }
+    before = replace(pipeline, storage=storage)
+    slots = {slot.name: slot for slot in pipeline.slots}
+    as_it_was = {
+        slot.name for slot in slots.values() if _same_codecs(before, pipeline, slot, slots)
+    }
+    for cell, slot in pipeline.cells():
+        if slot.name in as_it_was:
             for name, piece in state[cell].items():
-                piece.copy_(theirs[name])
-        else:
-            new.write(state[cell], old.read(theirs), noise.stream(stream))
+                piece.copy_(theirs[cell][name])
+    old, new = before.open(theirs, noise), pipeline.open(state, noise)
+    for cell, slot in pipeline.cells():
+        if slot.name not in as_it_was:
+            new[cell].write(old[cell].read())
+    for converted in new.values():
+        converted.close()
+
+
+def _same_codecs(before: Pipeline, now: Pipeline, slot: Slot, slots: dict[str, Slot]) -> bool:
+    """Whether a slot's pieces mean what they meant: its codec's, and that of its unit."""
+    kept = [slot] if slot.unit is None else [slot, slots[slot.unit]]
+    return all(before.storage.codec(one) == now.storage.codec(one) for one in kept)
 
 
 def _clear(optimizer: ComposedOptimizer, member: Member) -> None:

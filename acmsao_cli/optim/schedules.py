@@ -207,7 +207,3 @@ def _numbers(course: Course) -> tuple[float, ...]:
     if isinstance(course, Linear | Geometric | HalfLife):
         return course.start, course.stop
     return (course.scale,) if isinstance(course, Power) else ()
-
-
-def check_course(name: str, course: Course, allowed: Callable[[float], bool], hint: str) -> None:
-    _check(name, course, allowed, "positive", hint)

@@ -153,7 +153,7 @@ def test_uneven_stacks_step_one_by_one():
 def test_large_parameters_are_not_stacked_and_stacks_are_cut():
     shapes = [(2, 3)] * 5 + [(4, 4)] * 2
     named = [(str(i), torch.nn.Parameter(torch.ones(s))) for i, s in enumerate(shapes)]
-    stacking = Stacking(below=10, limit=13)
+    stacking = Stacking(below=10, block=13)
     optimizer = ComposedOptimizer(named, build_pipeline("lion"), lr=0.1, stacking=stacking)
     optimizer.allocate()
     rows = [state["momentum"]["value"].shape[0] for state in optimizer._states.values()]
@@ -249,6 +249,9 @@ def refused(match: str, change) -> None:
     assert caught.value.hint
 
 
+ADAM = build_pipeline("adamw")
+
+
 def test_state_that_does_not_fit_is_refused_with_the_tensor_named():
     key = "first/momentum/value"
     refused(
@@ -257,7 +260,7 @@ def test_state_that_does_not_fit_is_refused_with_the_tensor_named():
     refused(rf"{key}.*\[6, 6\], found float32\[6, 5\]", lambda t, h: t.update({key: t[key][:, :5]}))
     refused(f"{key}.*found nothing", lambda t, h: t.pop(key))
     refused("unknown tensor `other/x/y`", lambda t, h: t.update({"other/x/y": t[key]}))
-    refused("format 2", lambda t, h: h.update(format=2))
+    refused("format 3", lambda t, h: h.update(format=3))
     refused("lacks seed", lambda t, h: h.pop("seed"))
     refused(
         "`spare` is not in the saved", lambda t, h: h["groups"][0]["parameters"].remove("spare")
@@ -279,7 +282,7 @@ def test_another_rules_state_is_refused():
         ([], "no parameters"),
         ([("w", torch.nn.Parameter(torch.ones(2).half()))], "`w` is torch.float16"),
         ([("w", torch.nn.Parameter(torch.ones(2))) for _ in range(2)], "two parameters.*`w`"),
-        ([{"params": [torch.nn.Parameter(torch.ones(2))]}], "names"),
+        ([{"params": []}], "no parameters"),
     ],
 )
 def test_parameters_it_cannot_step_are_refused(named, match):
@@ -287,12 +290,76 @@ def test_parameters_it_cannot_step_are_refused(named, match):
         ComposedOptimizer(named, build_pipeline("lion"), lr=0.1)
 
 
-def test_what_was_fixed_at_construction_stays_so():
-    _, optimizer = make(build_pipeline("lion"))
-    with pytest.raises(OptimizerError, match="cannot be added"):
-        optimizer.add_param_group({"params": [("x", torch.nn.Parameter(torch.ones(2)))]})
-    with pytest.raises(OptimizerError, match="does not have"):
-        optimizer.step_parameter(torch.nn.Parameter(torch.ones(2)))
+def test_a_group_can_be_added_later():
+    model, optimizer = make(build_pipeline("lion"))
+    run(model, optimizer)
+    before = {key: tensor.clone() for key, tensor in optimizer.state_tensors().items()}
+    late = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer.add_param_group({"params": [("late", late)], "lr": 0.5})
+    assert_same_bits(before, optimizer.state_tensors())
+    late.grad = torch.ones(3, 3)
+    optimizer.zero_grad(set_to_none=True)
+    late.grad = torch.ones(3, 3)
+    optimizer.step()
+    torch.testing.assert_close(late.detach(), torch.full((3, 3), 0.5 - 0.05))
+    assert optimizer.steps[-1] == 1
+    with pytest.raises(OptimizerError, match="two parameters"):
+        optimizer.add_param_group({"params": [("first", torch.nn.Parameter(torch.ones(1)))]})
+
+
+def test_parameters_without_names_are_called_by_their_number():
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))]
+    optimizer = ComposedOptimizer([{"params": weights[0]}, {"params": weights[1:]}], ADAM, lr=0.1)
+    assert [member.name for member in optimizer.members] == ["0", "1"]
+
+
+def test_maximizing_is_minimizing_with_the_gradient_turned():
+    found = []
+    for maximize in (True, False):
+        weights = torch.nn.Parameter(torch.arange(4.0))
+        weights.grad = torch.tensor([1.0, -2.0, 0.0, 3.0]) * (-1 if maximize else 1)
+        optimizer = ComposedOptimizer([weights], ADAM, lr=0.1, maximize=maximize)
+        optimizer.step()
+        found.append(weights.detach())
+    assert torch.equal(*found)
+
+
+def test_complex_numbers_are_stepped_as_pairs():
+    value = torch.randn(3, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    whole, pairs = torch.nn.Parameter(value.clone()), torch.nn.Parameter(torch.view_as_real(value))
+    one, two = (ComposedOptimizer([p], ADAM, lr=0.1, weight_decay=0.1) for p in (whole, pairs))
+    for _ in range(3):
+        whole.grad = whole.detach().conj().resolve_conj() * (1 + 2j)
+        pairs.grad = torch.view_as_real(whole.grad)
+        one.step()
+        two.step()
+    assert torch.equal(torch.view_as_real(whole.detach()), pairs.detach())
+    assert_same_bits(one.state_tensors(), two.state_tensors())
+
+
+@pytest.mark.parametrize("storage", ["fp32", "factored"])
+def test_parameters_of_any_layout_are_stepped_alike(storage):
+    """Without elements, without dimensions, channels last, transposed, a part of another."""
+    pipeline = build_pipeline("adamw", storage=storage)
+    generator = torch.Generator().manual_seed(0)
+    plain = [
+        torch.randn(s, generator=generator) for s in ((0, 3), (), (4, 2, 3, 3), (5, 7), (6, 4))
+    ]
+    strange = [value.clone() for value in plain]
+    strange[2] = strange[2].to(memory_format=torch.channels_last)
+    strange[3] = strange[3].T.contiguous().T
+    strange[4] = torch.zeros(6, 8)[:, ::2].copy_(strange[4])
+    results = []
+    for values in (plain, strange):
+        weights = [torch.nn.Parameter(value) for value in values]
+        assert [p.stride() for p in weights] == [value.stride() for value in values]
+        optimizer = ComposedOptimizer(weights, pipeline, lr=0.1)
+        for _ in range(2):
+            for parameter in weights:
+                parameter.grad = parameter.detach().sin()
+            optimizer.step()
+        results.append({str(n): p.detach() for n, p in enumerate(weights)})
+    assert_same_bits(*results)
 
 
 def test_a_sparse_gradient_is_refused_by_name():

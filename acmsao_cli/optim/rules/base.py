@@ -51,6 +51,7 @@ class Context:
     grad_scale: Scalar = 1.0  # gradients come this many times larger than they are: so eps does too
     sum: Sum = sum_here
     contribute: Callable[[str, Tensor], None] = _forget  # (name, (batch, 1, 1)), see Rule.finish
+    maximize: bool = False  # the gradient's sign is turned before everything else
 
     def total(self, x: Tensor) -> Tensor:
         """Sum of each parameter's entries, (batch, 1, 1)."""
@@ -89,6 +90,10 @@ class Rule(Protocol):
 
         What was written to a cell is not changed afterwards.
         """
+
+    def rate(self, ctx: Context) -> Scalar:
+        """What the learning rate is multiplied by, for update and decay."""
+        return 1.0
 
     @property
     def whole(self) -> bool:

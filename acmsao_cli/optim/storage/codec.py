@@ -72,6 +72,25 @@ class Full(Codec):
         pieces["value"].copy_(value)
 
 
+@dataclass(frozen=True)
+class Words(Codec):
+    """Whole numbers from -32768 to 32767 in two bytes each."""
+
+    def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
+        """Return zeros."""
+        return {"value": torch.zeros(shape, dtype=torch.int16, device=device)}
+
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
+        """Return a fresh fp32 copy, which holds them exactly."""
+        return pieces["value"].float()
+
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
+        """Store the numbers."""
+        pieces["value"].copy_(value)
+
+
 class Cell:
     """One slot of a batch of parameters as a rule sees it, for the length of one step.
 
@@ -105,6 +124,10 @@ class Cell:
             cell._pending = cell._decode() if cell._pending is None else cell._pending
         self._codec.write(self._pieces, value, self._noise)
         self._value = None
+
+    def settle(self, pieces: Pieces) -> None:
+        """Be what `pieces` hold from now on."""
+        self._pieces, self._value = pieces, None
 
     def close(self) -> None:
         """Store what waited for the ruler."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry, suggestion
 from acmsao_cli.optim.slots import Extent, Role, Slot
-from acmsao_cli.optim.storage.codec import Codec, Full
+from acmsao_cli.optim.storage.codec import Codec, Full, Words
 
 DEFAULT = "default"
 
@@ -34,6 +34,8 @@ class ByRole:
 
     def codec(self, slot: Slot) -> Codec:
         """Return the codec of the slot's role; what is exact or small is fp32 everywhere."""
+        if slot.role is Role.WORD:
+            return Words()
         if slot.extent is not Extent.FULL:
             return Full()
         if slot.role is Role.SIGNED:

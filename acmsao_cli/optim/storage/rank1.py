@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from acmsao_cli.optim.noise import Noise
-from acmsao_cli.optim.storage.codec import Codec, Pieces
+from acmsao_cli.optim.storage.codec import Codec, Full, Pieces
+from acmsao_cli.optim.storage.dense import Half
+from acmsao_cli.optim.storage.packing import pack, packed_length, unpack
 from acmsao_cli.optim.storage.policy import ByRole, storage
 
 _SMALLEST: Final = torch.finfo(torch.float32).tiny
@@ -43,24 +45,37 @@ class Rank1(Codec):
     ) -> None:
         """Store the sums of a non-negative value."""
         row, col = value.sum(2, keepdim=True), value.sum(1, keepdim=True)
-        total = row.sum(1, keepdim=True)
-        occupied = row > 0
-        row.div_(torch.where(total > 0, total, 1.0))  # only row is scaled: row * col keeps the sum
-        pieces["row"].copy_(row.clamp_(min=_SMALLEST).mul_(occupied))
+        total = row.sum(1, keepdim=True)  # only row is scaled: row * col keeps the sum
+        pieces["row"].copy_(_positive_where(row > 0, row / torch.where(total > 0, total, 1.0)))
         pieces["col"].copy_(col)
+
+    def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
+        """Add up the columns' sums; each block's rows are shares of that block's sum alone."""
+        row, col = pieces["row"], pieces["col"]
+        if row.shape[1] == 1:  # blocks of columns: a lone row is 1, or 0 if nothing is there
+            row.copy_(torch.stack([block["row"] for block in blocks]).amax(0))
+            return
+        together = torch.stack([block["col"] for block in blocks])
+        sums = together.sum(3, keepdim=True)
+        total = sums.sum(0)
+        shares = sums / torch.where(total > 0, total, 1.0)
+        for block, share in zip(blocks, shares.unbind(), strict=True):
+            block["row"].copy_(_positive_where(block["row"] > 0, block["row"] * share))
+        col.copy_(together.sum(0))
 
 
 @dataclass(frozen=True)
 class SignedRank1(Codec):
     """Rank-1 magnitude and one sign bit for each element (SMMF, arXiv:2412.08894)."""
 
+    packed = {"sign": 8}
     magnitude: Rank1 = field(default_factory=Rank1)
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
         """Return zero sums and the packed `sign`, uint8 (batch, ceil(rows cols / 8))."""
         batch, rows, cols = shape
-        num_bytes = -(-rows * cols // 8)
-        sign = torch.zeros((batch, num_bytes), dtype=torch.uint8, device=device)
+        length = packed_length(rows * cols, 1)
+        sign = torch.zeros((batch, length), dtype=torch.uint8, device=device)
         return {**self.magnitude.allocate(shape, device), "sign": sign}
 
     def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
@@ -75,29 +90,40 @@ class SignedRank1(Codec):
         self.magnitude.write(pieces, value.abs(), noise)
         pieces["sign"].copy_(pack_signs(value))
 
+    def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
+        """Join the sums; the signs are in their places."""
+        self.magnitude.join(pieces, blocks)
+
 
 def pack_signs(value: Tensor) -> Tensor:
     """Pack `value >= 0` of each matrix, eight to a byte, the first in the lowest bit."""
-    bits = (value >= 0).flatten(1).to(torch.uint8)
-    missing = -bits.shape[1] % 8
-    if missing:
-        bits = functional.pad(bits, (0, missing))
-    octets = bits.view(bits.shape[0], bits.shape[1] // 8, 8) << _bit_positions(value.device)
-    return octets.sum(2, dtype=torch.uint8)
+    return pack((value >= 0).flatten(1).to(torch.uint8), 1)
 
 
 def unpack_signs(packed: Tensor, shape: torch.Size) -> Tensor:
     """Return +1 and -1 as int8 of the given (batch, rows, cols) shape."""
-    bits = (packed.unsqueeze(2) >> _bit_positions(packed.device)).bitwise_and_(1)
-    signs = bits.view(torch.int8).mul_(2).sub_(1)
-    return signs.flatten(1)[:, : shape[1] * shape[2]].reshape(shape)
+    bits = unpack(packed, 1, shape[1] * shape[2])
+    return bits.view(torch.int8).mul_(2).sub_(1).reshape(shape)
 
 
-def _bit_positions(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)  # made on the device: no copy, no wait
+def _positive_where(occupied: Tensor, scaled: Tensor) -> Tensor:
+    """Undo what underflowed in scaling, in place."""
+    return scaled.clamp_(min=_SMALLEST).mul_(occupied)
 
 
 @storage("factored")
 def factored() -> ByRole:
     """Row and column sums, and one sign bit for each element of a momentum."""
     return ByRole("factored", signed=SignedRank1(), positive=Rank1())
+
+
+@storage("factored_second")
+def factored_second() -> ByRole:
+    """Row and column sums of a second moment, the momentum in bf16 as in Adafactor."""
+    return ByRole("factored_second", signed=Half(), positive=Rank1())
+
+
+@storage("factored_second_fp32")
+def factored_second_fp32() -> ByRole:
+    """Row and column sums of a second moment, the momentum exactly."""
+    return ByRole("factored_second_fp32", signed=Full(), positive=Rank1())

@@ -1,0 +1,284 @@
+"""How one step of a pipeline runs over a batch: at once, or a block of rows at a time.
+
+In blocks the temporaries stay small whatever the parameter's size. What sums over a whole parameter
+needs all blocks first, so the blocks are rehearsed once for each such sum: a pipeline is a function
+of gradient, state and weights, and may be run again as far as the next unknown sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim.noise import Noise
+from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.rules.base import Context
+from acmsao_cli.optim.slots import Slot
+from acmsao_cli.optim.storage.codec import Cell, Codec, Pieces, State
+
+# Elements at a time: enough to keep a GPU busy, and temporaries of at most 64 MiB.
+BLOCK: Final = 1 << 20
+_ALIGNMENT: Final = 256  # elements: no packed piece has more of them in one entry
+_MOST_BLOCKS: Final = 512  # each keeps column sums until the last is done
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows `start` to `stop` (axis 1), or the columns (axis 2) of parameters with a single row."""
+
+    axis: int
+    start: int
+    stop: int
+    length: int  # of the whole axis
+    width: int  # elements to each of its entries
+
+    @property
+    def offset(self) -> int:
+        """Number of the first element, in the order of memory."""
+        return self.start * self.width
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """View this part of (batch, rows, cols)."""
+        return tensor.narrow(self.axis, self.start, self.stop - self.start)
+
+    def cut_pieces(self, pieces: Pieces, packed: Mapping[str, int]) -> Pieces:
+        """Views of what belongs to these rows alone, copies of what all rows share."""
+        return {name: self._cut_piece(piece, packed.get(name)) for name, piece in pieces.items()}
+
+    def shares(self, pieces: Pieces, packed: Mapping[str, int]) -> bool:
+        """Whether some piece belongs to all rows."""
+        return any(
+            name not in packed and piece.shape[self.axis] != self.length
+            for name, piece in pieces.items()
+        )
+
+    def _cut_piece(self, piece: Tensor, elements: int | None) -> Tensor:
+        if elements is not None:
+            stop = -(-self.stop * self.width // elements)
+            return piece[:, self.offset // elements : stop]
+        return self.cut(piece) if piece.shape[self.axis] == self.length else piece.clone()
+
+
+def spans_of(shape: torch.Size, block: int) -> list[Span]:
+    """Cut (batch, rows, cols) into spans of about `block` elements, each aligned."""
+    batch, rows, cols = shape
+    axis, length, width = (1, rows, cols) if rows > 1 else (2, cols, 1)
+    wanted = max(block, rows * cols // _MOST_BLOCKS) // max(batch, 1)
+    step = _ALIGNMENT // math.gcd(_ALIGNMENT, max(width, 1))
+    step *= max(wanted // max(width * step, 1), 1)
+    return [
+        Span(axis, start, min(start + step, length), length, width)
+        for start in range(0, length, step)
+    ]
+
+
+def advance(
+    pipeline: Pipeline,
+    weights: Tensor,
+    grad: Tensor,
+    state: State,
+    ctx: Context,
+    noise: Noise,
+    block: int = BLOCK,
+) -> None:
+    """As `Pipeline.step`, with temporaries for about `block` elements."""
+    if weights.numel() <= block or pipeline.whole:
+        pipeline.step(weights, grad, state, ctx, noise)
+        return
+    spans = spans_of(weights.shape, block)
+    if len(spans) == 1:
+        pipeline.step(weights, grad, state, ctx, noise)
+    else:
+        _Blocks(pipeline, weights, grad, state, ctx, noise, spans).run()
+
+
+class _UnknownSum(Exception):
+    """A rehearsal came to a sum that is not known yet."""
+
+
+class _Sums:
+    """The sums over whole parameters in the order a pipeline asks for them, found one by one."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._known: list[Tensor] = []
+        self._partial: Tensor | None = None
+        self._asked = 0
+
+    def start_block(self) -> None:
+        """Begin with the first sum again."""
+        self._asked = 0
+
+    def __call__(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """Return a known sum, or add this block's part to the next one and stop the rehearsal."""
+        if self._axis not in axes:
+            return x.sum(axes, keepdim=True)
+        index, self._asked = self._asked, self._asked + 1
+        if index < len(self._known):
+            return self._known[index].clone()  # it may be changed in place
+        part = x.sum(axes, keepdim=True)
+        self._partial = part if self._partial is None else self._partial + part
+        raise _UnknownSum
+
+    def settle(self) -> None:
+        """Take the sum that all blocks contributed to as known."""
+        assert self._partial is not None
+        self._known.append(self._partial)
+        self._partial = None
+
+
+class _Copies(Mapping[str, Tensor]):
+    """Pieces copied when they are asked for, so that a rehearsal changes nothing."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._copied: Pieces = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._copied:
+            self._copied[name] = self._pieces[name].clone()
+        return self._copied[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+class _Blocks:
+    """One step in blocks."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        weights: Tensor,
+        grad: Tensor,
+        state: State,
+        ctx: Context,
+        noise: Noise,
+        spans: list[Span],
+    ) -> None:
+        self.pipeline, self.weights, self.grad, self.state = pipeline, weights, grad, state
+        self.noise, self.spans = noise, spans
+        self.slots: dict[str, Slot] = dict(pipeline.cells())
+        self.sums = _Sums(spans[0].axis)
+        self.ctx = replace(ctx, sum=self.sums)
+
+    def run(self) -> None:
+        """Rehearse until every sum is known, then step every block."""
+        for _ in range(count_sums(self.pipeline, self.ctx, self.spans[0].axis, self.weights)):
+            for span in self.spans:
+                self._rehearse(span)
+            self.sums.settle()
+        rulers = self._advanced_rulers()
+        written: dict[str, list[Pieces]] = {name: [] for name in self.slots}
+        for span in self.spans:
+            for name, pieces in self._step(span, rulers).items():
+                written[name].append(pieces)
+        for name, slot in self.slots.items():
+            if name in rulers:
+                for piece, advanced in rulers[name].items():
+                    self.state[name][piece].copy_(advanced)
+            else:
+                self._codec(slot).join(self.state[name], written[name])
+
+    def _rehearse(self, span: Span) -> None:
+        copies = {name: _as_pieces(_Copies(p)) for name, p in self._cut(span).items()}
+        ctx = replace(self.ctx, contribute=_contribute_nothing)
+        try:
+            self._direct(span, self._open(span, copies), ctx)
+        except _UnknownSum:
+            return
+        raise AssertionError("fewer sums than were counted")
+
+    def _advanced_rulers(self) -> State:
+        """What the slots that measure others will hold, where it takes all rows to know it.
+
+        What they measure is stored in the new unit, so it has to be known first.
+        """
+        measuring = {
+            slot.unit
+            for slot in self.slots.values()
+            if slot.unit is not None and self._codec(slot).measured
+        }
+        rulers = {
+            name: {piece: tensor.clone() for piece, tensor in self.state[name].items()}
+            for name in measuring
+            if self.spans[0].shares(self.state[name], self._codec(self.slots[name]).packed)
+        }
+        if not rulers:
+            return {}
+        written: dict[str, list[Pieces]] = {name: [] for name in rulers}
+        ctx = replace(self.ctx, contribute=_contribute_nothing)
+        for span in self.spans:
+            state: State = {n: _as_pieces(_Copies(p)) for n, p in self._cut(span).items()}
+            for name, pieces in rulers.items():
+                state[name] = span.cut_pieces(pieces, self._codec(self.slots[name]).packed)
+                written[name].append(state[name])
+            self._direct(span, self._open(span, state), ctx)
+        for name, pieces in rulers.items():
+            self._codec(self.slots[name]).join(pieces, written[name])
+        return rulers
+
+    def _step(self, span: Span, rulers: State) -> State:
+        """Step one block; return its pieces as they were written."""
+        state = self._cut(span)
+        for name in rulers:
+            state[name] = _as_pieces(_Copies(state[name]))
+        cells = self._open(span, state)
+        dense, ctx, update = self._direct(span, cells, self.ctx)
+        for name, pieces in rulers.items():
+            cells[name].settle(span.cut_pieces(pieces, self._codec(self.slots[name]).packed))
+        noise = self.noise.starting_at(span.offset)
+        self.pipeline.complete(span.cut(self.weights), dense, update, cells, ctx, noise)
+        return state
+
+    def _direct(
+        self, span: Span, cells: dict[str, Cell], ctx: Context
+    ) -> tuple[Tensor, Context, Tensor]:
+        self.sums.start_block()
+        return self.pipeline.direct(span.cut(self.weights), span.cut(self.grad), cells, ctx)
+
+    def _open(self, span: Span, state: State) -> dict[str, Cell]:
+        return self.pipeline.open(state, self.noise.starting_at(span.offset))
+
+    def _cut(self, span: Span) -> State:
+        return {
+            name: span.cut_pieces(self.state[name], self._codec(slot).packed)
+            for name, slot in self.slots.items()
+        }
+
+    def _codec(self, slot: Slot) -> Codec:
+        return self.pipeline.storage.codec(slot)
+
+
+def count_sums(pipeline: Pipeline, ctx: Context, axis: int, like: Tensor) -> int:
+    """How many sums over a whole parameter this step asks for: asked of a tiny parameter."""
+    count = 0
+
+    def count_and_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        nonlocal count
+        count += axis in axes
+        return x.sum(axes, keepdim=True)
+
+    shape = (1, 2, _ALIGNMENT) if axis == 1 else (1, 1, _ALIGNMENT)
+    weights = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    state = pipeline.allocate(*shape, like.device)
+    noise = Noise(torch.zeros((1, 1, 1), dtype=torch.int32, device=like.device), 0)
+    ctx = replace(ctx, weights=weights, sum=count_and_sum, contribute=_contribute_nothing)
+    pipeline.direct(weights, weights, pipeline.open(state, noise), ctx)
+    return count
+
+
+def _as_pieces(copies: Mapping[str, Tensor]) -> Pieces:
+    return cast(Pieces, copies)  # read by name only
+
+
+def _contribute_nothing(name: str, value: Tensor) -> None:
+    return None
