@@ -22,6 +22,7 @@ FREE_TO_CHANGE = (
     "training.epochs",
     "training.device",
     "training.gradient_checkpointing",
+    "training.noise_scale",
     "optimizer.storage",
     "optimizer.fused_backward",
     "memory",
@@ -29,6 +30,9 @@ FREE_TO_CHANGE = (
     "samples",
     "output",
 )
+
+# Nor do these values of a setting: exact clipping is exact clipping, in one pass or in two.
+ALIKE = {"training.clip": ("global", "two_pass")}
 
 
 def trained_tensors(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -67,8 +71,8 @@ def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     """The settings that differ and may; raises CheckpointError naming those that may not."""
     before, now = flatten(saved), flatten(wanted)
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    free = [key for key in changed if is_free(key)]
-    if refused := [key for key in changed if not is_free(key)]:
+    free = [key for key in changed if may_differ(key, before.get(key), now.get(key))]
+    if refused := [key for key in changed if key not in free]:
         lines = [f"  {key}: {before.get(key)} in the run, {now.get(key)} now" for key in refused]
         raise CheckpointError(
             "the recipe differs from the run that would be continued\n" + "\n".join(lines),
@@ -78,9 +82,11 @@ def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in free]
 
 
-def is_free(key: str) -> bool:
-    """Whether the setting at dotted path `key` may change in mid-run."""
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+def may_differ(key: str, before: Any, now: Any) -> bool:
+    """Whether the setting at dotted path `key` may change so in mid-run."""
+    if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
+        return True
+    return key in ALIKE and {before, now} <= set(ALIKE[key])
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

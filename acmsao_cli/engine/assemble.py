@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,9 +21,11 @@ from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.data.base import Example, ImageExample
 from acmsao_cli.data.randomness import Draw
-from acmsao_cli.data.stream import Stream
+from acmsao_cli.data.stream import Pick, Stream
 from acmsao_cli.engine.events import Listener, Notice, Working
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
+from acmsao_cli.engine.progress import Progress, begin, saved_progress, steps_for
+from acmsao_cli.engine.schedule import lr_factor
 from acmsao_cli.engine.step import Core, build_core
 from acmsao_cli.errors import CheckpointError, ConfigError
 from acmsao_cli.models import catalog
@@ -33,7 +34,7 @@ from acmsao_cli.models.base import Batch
 
 @dataclass
 class Run:
-    """A training that can be stepped. `step` counts the optimizer steps that are done."""
+    """A training that can be stepped, and how far it is."""
 
     config: RunConfig
     core: Core
@@ -41,7 +42,16 @@ class Run:
     items: Sequence[Any]
     stream: Stream
     total_steps: int
-    step: int = 0
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        """At the start; `restore` brings it further."""
+        self.progress = begin(self.config.recipe.training)
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps that are done."""
+        return self.progress.step
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -49,19 +59,20 @@ class Run:
         groups = self.core.trainee.parameter_groups()
         return {name: parameter for group in groups for name, parameter in group.parameters}
 
+    def next_picks(self) -> list[tuple[Pick, ...]]:
+        """The examples of the coming step, by micro-batch."""
+        first, count = self.progress.micro_batches, self.progress.accumulation
+        return [self.stream.batch(number) for number in range(first, first + count)]
+
     @property
-    def first_micro_batch(self) -> int:
-        """The number of the coming step's first micro-batch: all there is of data state."""
-        return self.step * self.config.recipe.training.accumulation
+    def next_lr_factor(self) -> float:
+        """What the peak rate is multiplied by in the coming step."""
+        recipe = self.config.recipe
+        course = lr_factor(recipe.schedule, self.step, self.total_steps)
+        return course * self.progress.lr_factor(recipe.training)
 
-    def next_batches(self) -> list[Batch]:
-        """The micro-batches of the coming step."""
-        first, count = self.first_micro_batch, self.config.recipe.training.accumulation
-        return [self.batch(number) for number in range(first, first + count)]
-
-    def batch(self, number: int) -> Batch:
-        """Micro-batch `number` of the run: a function of the number and the seed alone."""
-        picks = self.stream.batch(number)
+    def batch(self, picks: Sequence[Pick]) -> Batch:
+        """A micro-batch of these examples: a function of the picks and the seed alone."""
         seed = self.config.recipe.training.seed
         return self.core.trainee.collate(
             [self.items[pick.index] for pick in picks], [Draw(seed, pick.ordinal) for pick in picks]
@@ -77,6 +88,7 @@ class Run:
         header = {
             "recipe": self.config.as_dict(),
             "optimizer": optimizer.state_header(),
+            "progress": self.progress.as_dict(),
             "data": fingerprint(self.examples),
         }
         return files, header
@@ -110,12 +122,18 @@ def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None  # the recipe has exactly one of the two
-    steps = math.ceil(training.epochs * batches_per_epoch / training.accumulation)
+    steps = steps_for(training, training.epochs * batches_per_epoch)
     if config.recipe.schedule.warmup_steps > steps:
         raise ConfigError(
             f"`schedule.warmup_steps` is {config.recipe.schedule.warmup_steps}, but "
             f"{training.epochs} epochs of this data are only {steps} steps",
             hint=f"--set schedule.warmup_steps={steps // 10}",
+        )
+    if training.batch_schedule and training.batch_schedule[-1][0] >= steps:
+        raise ConfigError(
+            f"`training.batch_schedule` has {list(training.batch_schedule[-1])}, but "
+            f"{training.epochs} epochs of this data are only {steps} steps",
+            hint="drop that entry, or train longer",
         )
     return steps
 
@@ -161,4 +179,4 @@ def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
     tensors, header = checkpoint.tensors(OPTIMIZER), checkpoint.header["optimizer"]
     for notice in run.core.optimizer.load_state(tensors, header):
         listener(Notice(notice))
-    run.step = checkpoint.step
+    run.progress = saved_progress(checkpoint.header["progress"])

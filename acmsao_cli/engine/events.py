@@ -30,7 +30,11 @@ class Working:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. `memory_bytes` is the peak so far: allocated (GPU), resident (CPU)."""
+    """One optimizer step. `memory_bytes` is the peak so far: allocated (GPU), resident (CPU).
+
+    Where the gradient noise is measured: running means of its scale (in examples), of the variance
+    of one example's gradient, and of the squared norm of the true gradient.
+    """
 
     step: int
     total_steps: int
@@ -40,6 +44,10 @@ class StepDone:
     units: float
     seconds: float
     memory_bytes: int
+    accumulation: int = 1
+    noise_scale: float | None = None
+    gradient_variance: float | None = None
+    signal: float | None = None
 
 
 @dataclass(frozen=True)

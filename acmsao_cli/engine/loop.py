@@ -17,9 +17,8 @@ from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Workin
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to
 from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
-from acmsao_cli.engine.schedule import lr_factor
 from acmsao_cli.engine.signals import Stop
-from acmsao_cli.engine.step import training_step
+from acmsao_cli.engine.step import StepResult, training_step
 from acmsao_cli.errors import DivergedError, StoppedError
 from acmsao_cli.models.base import Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
@@ -55,8 +54,9 @@ def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[s
 def advance(run: Run, folder: RunFolder, listener: Listener) -> dict[str, Any]:
     """One step; returns its line of metrics."""
     began = time.monotonic()
-    factor = lr_factor(run.config.recipe.schedule, run.step, run.total_steps)
-    batches = run.next_batches()
+    recipe, progress, factor = run.config.recipe, run.progress, run.next_lr_factor
+    picks = run.next_picks()
+    batches, examples = [run.batch(some) for some in picks], sum(len(some) for some in picks)
 
     def guard(what: str, value: Tensor) -> None:
         if not math.isfinite(float(value)):
@@ -65,26 +65,44 @@ def advance(run: Run, folder: RunFolder, listener: Listener) -> dict[str, Any]:
     result = training_step(
         run.core,
         batches,
-        first_micro_batch=run.first_micro_batch,
+        first_micro_batch=progress.micro_batches,
         lr_factor=factor,
+        previous_norm=progress.gradient_norm,
         guard=guard,
     )
     if result.gradient_norm is not None:
         guard("gradient norm", result.gradient_norm)
-    norm = None if result.gradient_norm is None else float(result.gradient_norm)
-    run.step += 1
+    loss, norm, first_norm = read_out(result)
+    units = sum(batch.weight for batch in batches)
+    noise = progress.noise
+    if norm is not None and first_norm is not None:
+        noise = noise.after(first_norm, norm, batches[0].weight / units, examples)
+    run.progress = progress.after(recipe.training, norm, noise, examples)
     done = StepDone(
         step=run.step,
         total_steps=run.total_steps,
-        loss=float(result.loss),
-        lr=run.config.recipe.optimizer.lr * factor,
+        loss=loss,
+        lr=recipe.optimizer.lr * factor,
         gradient_norm=norm,
-        units=sum(batch.weight for batch in batches),
+        units=units,
         seconds=round(time.monotonic() - began, 6),
         memory_bytes=peak_memory(run.core.trainee.device),
+        accumulation=progress.accumulation,
+        noise_scale=noise.scale,
+        gradient_variance=noise.variance,
+        signal=noise.signal,
     )
     listener(done)
     return dataclasses.asdict(done)
+
+
+def read_out(result: StepResult) -> tuple[float, float | None, float | None]:
+    """Loss, gradient norm, and the first micro-batch's: fetched from the device together."""
+    wanted = [result.loss, result.gradient_norm, result.first_norm]
+    there = iter(torch.stack([value.float() for value in wanted if value is not None]).tolist())
+    loss, norm, first_norm = (None if value is None else next(there) for value in wanted)
+    assert loss is not None
+    return loss, norm, first_norm
 
 
 def diverged(what: str, run: Run, folder: RunFolder) -> DivergedError:
@@ -160,6 +178,7 @@ def finish(
         "seconds": round(seconds, 1),
         "loss_from": losses[0] if losses else None,
         "loss_to": losses[1] if losses else None,
+        "noise_scale": run.progress.noise.scale,
         "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],

@@ -8,41 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from acmsao_cli.config.recipe import Recipe
+from acmsao_cli.config.sections import TrainingSection
 from acmsao_cli.data.randomness import derive_seed
+from acmsao_cli.engine.backward import (
+    CLIP_EPS,
+    BackwardHook,
+    clip,
+    gradient_norm,
+    norm_of_backward,
+)
+from acmsao_cli.engine.compose import layers_of, pipeline_of
 from acmsao_cli.models.base import Batch, Trainee
-from acmsao_cli.optim import ComposedOptimizer, build_pipeline
-
-
-@dataclass
-class Gate:
-    """Whether weights may be stepped during the current backward: only in a step's last one."""
-
-    is_open: bool = True
+from acmsao_cli.optim import ComposedOptimizer
 
 
 @dataclass(frozen=True)
 class Core:
-    """A model with its method and its optimizer: what a step acts on."""
+    """A model with its method and its optimizer, and how it is stepped: what a step acts on."""
 
     trainee: Trainee
     optimizer: ComposedOptimizer
-    clip_norm: float | None
-    seed: int
-    gate: Gate = field(default_factory=Gate)
+    training: TrainingSection
+    fused: bool = False
+    hook: BackwardHook = field(default_factory=BackwardHook)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss over the step's units and global gradient norm before clipping: 0-d tensors."""
+    """Mean loss over the step's units and global gradient norm before clipping: 0-d tensors.
+
+    `first_norm` is that of what the first micro-batch added to the gradients, where the noise scale
+    is measured.
+    """
 
     loss: Tensor
     gradient_norm: Tensor | None
+    first_norm: Tensor | None = None
 
 
 Guard = Callable[[str, Tensor], None]
@@ -55,19 +62,18 @@ def unguarded(what: str, value: Tensor) -> None:
 def build_optimizer(recipe: Recipe, trainee: Trainee) -> ComposedOptimizer:
     """The recipe's pipeline over the trainee's weights."""
     wanted = recipe.optimizer
-    not_parts = {"lr", "weight_decay", "fused_backward"}
-    parts: dict[str, Any] = wanted.model_dump(exclude=not_parts, exclude_none=True)
-    pipeline = build_pipeline(**parts)
     groups = [
         {"params": list(group.parameters), "lr": group.lr or wanted.lr}
         for group in trainee.parameter_groups()
     ]
     optimizer = ComposedOptimizer(
         groups,
-        pipeline,
+        pipeline_of(wanted),
         lr=wanted.lr,
         weight_decay=wanted.weight_decay,
         seed=recipe.training.seed,
+        layers=layers_of(wanted),
+        use_kernels=wanted.kernels,
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -79,11 +85,11 @@ def build_core(recipe: Recipe, trainee: Trainee) -> Core:
     core = Core(
         trainee,
         build_optimizer(recipe, trainee),
-        recipe.training.clip_norm,
-        recipe.training.seed,
+        recipe.training,
+        recipe.optimizer.fused_backward,
     )
-    if recipe.optimizer.fused_backward:
-        core.optimizer.attach_to_backward(lambda: core.gate.is_open)
+    if core.fused:
+        core.hook.attach(trained(core))
     return core
 
 
@@ -93,36 +99,94 @@ def training_step(
     *,
     first_micro_batch: int,
     lr_factor: float,
+    previous_norm: float | None = None,
     guard: Guard = unguarded,
 ) -> StepResult:
     """Advance the weights by one step over `batches`, its micro-batches.
 
     Each micro-batch's loss is divided by the weight of the whole step, so a step in portions is the
-    step of the whole: a token counts the same in whichever portion it lies. `guard` sees each loss
-    before its backward, and the gradient norm before the weights are stepped (unless they are
-    stepped during backward); it may raise, and then no weight has been touched by this step.
+    step of the whole: a token counts the same in whichever portion it lies. `previous_norm` is the
+    gradient norm of the step before, which delayed clipping goes by. `guard` sees each loss before
+    its backward, and the gradient norm before the weights are stepped (unless it is only known when
+    they are); it may raise, and then no weight has been touched by this step.
     """
     set_lr(core.optimizer, lr_factor)
     total_weight = sum(batch.weight for batch in batches)
-    losses = []
-    for index, batch in enumerate(batches):
-        core.gate.is_open = index == len(batches) - 1
+
+    def backward(index: int) -> Tensor:
         # Dropout draws from torch's global generator: seeded here, it is a function of the position
-        # in the run and needs no saved state.
-        torch.manual_seed(derive_seed(core.seed, "dropout", first_micro_batch + index))
-        loss = core.trainee.loss(batch) / total_weight
+        # in the run and needs no saved state, and a second pass sees the same.
+        seed = derive_seed(core.training.seed, "dropout", first_micro_batch + index)
+        torch.manual_seed(seed)
+        loss = core.trainee.loss(batches[index]) / total_weight
         guard("loss", loss.detach())
         loss.backward()
-        losses.append(loss.detach())
-    norm = gradient_norm(core)
+        return loss.detach()
+
+    *earlier, last = range(len(batches))
+    losses, first_norm = [], None
+    for index in earlier:
+        losses.append(backward(index))
+        if index == 0 and measures_noise(core.training):
+            first_norm = gradient_norm(trained(core))
+    step = step_during_backward if core.fused else step_after_backward
+    loss, norm = step(core, partial(backward, last), previous_norm, guard)
+    core.optimizer.zero_grad(set_to_none=True)
+    return StepResult(torch.stack([*losses, loss]).sum(), norm, first_norm)
+
+
+def step_after_backward(
+    core: Core, backward: Callable[[], Tensor], previous_norm: float | None, guard: Guard
+) -> tuple[Tensor, Tensor | None]:
+    """Gather all gradients, clip them together, step. Returns the last loss, and the norm."""
+    loss = backward()
+    norm = gradient_norm(trained(core))
     if norm is not None:
         guard("gradient norm", norm)
-        clip_gradients(core, norm)
+    clip(trained(core), core.training.clip_norm, norm)
     core.optimizer.step()
-    core.optimizer.zero_grad(set_to_none=True)
-    if norm is None:
-        norm = core.optimizer.gradient_norm()
-    return StepResult(torch.stack(losses).sum(), norm)
+    return loss, norm
+
+
+def step_during_backward(
+    core: Core, backward: Callable[[], Tensor], previous_norm: float | None, guard: Guard
+) -> tuple[Tensor, Tensor | None]:
+    """Step each weight when its gradient is complete, clipped by a norm that is known by then.
+
+    Two passes: a first backward measures the norm and keeps no gradient. Delayed: the norm of the
+    step before; the first step, which has none, is not clipped.
+    """
+    norm, clipped_by = None, None
+    if core.training.clip == "two_pass":
+        norm = clipped_by = norm_of_backward(core.hook, trained(core), backward)
+        if norm is not None:
+            guard("gradient norm", norm)
+    elif core.training.clip == "delayed" and previous_norm is not None:
+        clipped_by = torch.full((), previous_norm, device=core.trainee.device)
+
+    def step_and_free(parameter: Tensor) -> None:
+        clip([parameter], core.training.clip_norm, clipped_by)
+        core.optimizer.step_parameter(parameter)
+        parameter.grad = None
+
+    with core.hook.doing(step_and_free):
+        loss = backward()
+    clip(trained(core), core.training.clip_norm, clipped_by)  # what the last backward left out
+    core.optimizer.step()
+    return loss, norm if norm is not None else unclipped_norm(core, previous_norm)
+
+
+def unclipped_norm(core: Core, clipped_by: float | None) -> Tensor | None:
+    """The norm of the gradients that were stepped, as it was before they were clipped."""
+    norm, training = core.optimizer.gradient_norm(), core.training
+    if norm is None or training.clip != "delayed" or not training.clip_norm or clipped_by is None:
+        return norm
+    return norm * max(1.0, (clipped_by + CLIP_EPS) / training.clip_norm)
+
+
+def measures_noise(training: TrainingSection) -> bool:
+    """Whether the gradient noise scale is wanted, to be told or to be followed."""
+    return training.noise_scale or training.adaptive_batch is not None
 
 
 def set_lr(optimizer: ComposedOptimizer, factor: float) -> None:
@@ -134,19 +198,3 @@ def set_lr(optimizer: ComposedOptimizer, factor: float) -> None:
 def trained(core: Core) -> list[nn.Parameter]:
     """The weights that are stepped."""
     return [p for group in core.optimizer.param_groups for p in group["params"]]
-
-
-def gradient_norm(core: Core) -> Tensor | None:
-    """Norm of all gradients in fp32, 0-d, whatever their dtype; None where none are left."""
-    gradients = [p.grad for p in trained(core) if p.grad is not None]
-    if not gradients:
-        return None
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
-
-
-def clip_gradients(core: Core, norm: Tensor) -> None:
-    """Scale all gradients so that their global norm is at most `clip_norm`."""
-    if core.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained(core), core.clip_norm, norm)

@@ -72,8 +72,10 @@ def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
 
     The second meets the gradients of the first; a third would change nothing.
     """
-    portions = min(recipe.training.accumulation, 2)
-    return [core.trainee.meta_batch(recipe.training.batch_size) for _ in range(portions)]
+    training = recipe.training
+    grows = training.batch_schedule or training.adaptive_batch is not None
+    portions = 2 if grows else min(training.accumulation, 2)
+    return [core.trainee.meta_batch(training.batch_size) for _ in range(portions)]
 
 
 def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
@@ -93,7 +95,7 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
     ]
     try:
         with tracer:
-            training_step(core, batches, first_micro_batch=0, lr_factor=1.0)
+            training_step(core, batches, first_micro_batch=0, lr_factor=1.0, previous_norm=1.0)
     finally:
         for handle in handles:
             handle.remove()
@@ -138,7 +140,8 @@ def advice(recipe: Recipe) -> str:
         (recipe.optimizer.storage != "factored", "optimizer.storage=factored"),
         (
             recipe.method.kind == "full" and not recipe.optimizer.fused_backward,
-            "optimizer.fused_backward=true --set training.clip_norm=null",
+            "optimizer.fused_backward=true"
+            + (" --set training.clip=two_pass" if recipe.training.clip_norm else ""),
         ),
     ]
     options = [f"--set {setting}" for missing, setting in wanted if missing]

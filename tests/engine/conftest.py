@@ -106,17 +106,53 @@ def toy_config(**changes: Any) -> RunConfig:
     return RunConfig("toy", CausalLmRecipe.model_validate(values), origins={})
 
 
-def toy_run(config: RunConfig | None = None, dtype: torch.dtype = torch.float32) -> Run:
+def toy_run(
+    config: RunConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    kind: type[ToyTrainee] = ToyTrainee,
+) -> Run:
     """An assembled run of the toy trainee."""
     config = config or toy_config()
     recipe = config.recipe
-    trainee = ToyTrainee(dtype)
+    trainee = kind(dtype)
     examples = [TextExample(f"line {i}", text="x") for i in range(EXAMPLES)]
     items = trainee.encode(examples)
     stream = Stream([None] * EXAMPLES, recipe.training.batch_size, recipe.training.seed)
     assert recipe.training.steps is not None
     core = build_core(recipe, trainee)
     return Run(config, core, examples, items, stream, recipe.training.steps)
+
+
+class LinearTrainee(ToyTrainee):
+    """A loss whose gradient is the mean of what was drawn: TRUTH plus noise of known variance.
+
+    The gradient does not depend on the weights, so every step measures the same.
+    """
+
+    SIZE = 30
+    TRUTH = torch.linspace(0, 1, SIZE)
+    DEVIATION = 2.0
+
+    def __init__(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        super().__init__(dtype, device)
+        self.net = nn.Sequential(nn.Linear(self.SIZE, 1, bias=False))
+
+    def collate(self, items: Sequence[Any], draws: Sequence[Draw]) -> Batch:
+        noise = torch.stack([draw.normal("noise", (self.SIZE,)) for draw in draws])
+        return Batch(weight=len(items), inputs={"x": self.TRUTH + self.DEVIATION * noise})
+
+    def loss(self, batch: Batch) -> Tensor:
+        total: Tensor = self.net(batch.inputs["x"]).sum()
+        return total
+
+    def sample(self) -> Iterable[Sample]:
+        return ()
+
+
+@pytest.fixture
+def linear_trainee() -> type[LinearTrainee]:
+    """A trainee with a known noise scale."""
+    return LinearTrainee
 
 
 @pytest.fixture

@@ -10,25 +10,32 @@ import torch
 
 from acmsao_cli.config.sections import ScheduleSection
 from acmsao_cli.engine.schedule import lr_factor
-from acmsao_cli.engine.step import training_step
+from acmsao_cli.engine.step import StepResult, training_step, unguarded
 
 
 def weights(run: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in run.parameters.items()}
 
 
+def take_step(run: Any, factor: float = 1.0, guard: Any = unguarded) -> StepResult:
+    """One step of a run, from where it is; the run goes on."""
+    picks = run.next_picks()
+    result = training_step(
+        run.core,
+        [run.batch(some) for some in picks],
+        first_micro_batch=run.progress.micro_batches,
+        lr_factor=factor,
+        previous_norm=run.progress.gradient_norm,
+        guard=guard,
+    )
+    norm = None if result.gradient_norm is None else float(result.gradient_norm)
+    training, progress = run.config.recipe.training, run.progress
+    run.progress = progress.after(training, norm, progress.noise, sum(map(len, picks)))
+    return result
+
+
 def take_steps(run: Any, count: int, factor: float = 1.0) -> list[float]:
-    losses = []
-    for _ in range(count):
-        result = training_step(
-            run.core,
-            run.next_batches(),
-            first_micro_batch=run.first_micro_batch,
-            lr_factor=factor,
-        )
-        losses.append(float(result.loss))
-        run.step += 1
-    return losses
+    return [float(take_step(run, factor).loss) for _ in range(count)]
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -63,7 +70,7 @@ def test_the_gradient_norm_is_reported_alike_by_every_way_of_stepping(
     for fused, clip in ((False, None), (True, None), (False, 1e9)):
         config = make_config(optimizer={"fused_backward": fused}, training={"clip_norm": clip})
         run = make_run(config, dtype)
-        result = training_step(run.core, run.next_batches(), first_micro_batch=0, lr_factor=1.0)
+        result = take_step(run)
         assert result.gradient_norm.dtype == torch.float32
         norms.append(float(result.gradient_norm))
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
@@ -79,9 +86,7 @@ def test_the_guard_sees_the_norm_before_any_weight_moves(make_run: Any, make_con
                 raise ArithmeticError(what)
 
         with pytest.raises(ArithmeticError):
-            training_step(
-                run.core, run.next_batches(), first_micro_batch=0, lr_factor=1.0, guard=refuse
-            )
+            take_step(run, guard=refuse)
         assert_same(before, weights(run))
 
 
@@ -136,7 +141,7 @@ def test_gradients_are_clipped_to_the_norm(make_run: Any, make_config: Any) -> N
         original()
 
     run.core.optimizer.step = record
-    result = training_step(run.core, run.next_batches(), first_micro_batch=0, lr_factor=1.0)
+    result = take_step(run)
     assert seen[0] == pytest.approx(1e-3, rel=1e-3)
     assert float(result.gradient_norm) > 1e-2
 

@@ -24,6 +24,7 @@ from acmsao_cli.models.quiet import quiet_libraries
 FULL = {"method": {"kind": "full"}}
 LORA = {"method": {"kind": "lora", "rank": 4}}
 FUSED = {"optimizer": {"fused_backward": True, "storage": "factored"}}
+CLIPPED = {"accumulation": 2, "clip_norm": 1.0}
 CHECKPOINTED = {"gradient_checkpointing": True}
 
 
@@ -83,8 +84,13 @@ def largest_examples(recipe: Recipe) -> Sequence[Example]:
         FULL | {"training": CHECKPOINTED},
         FULL | {"training": {"accumulation": 2}},
         LORA | {"training": CHECKPOINTED},
+        FULL | FUSED | {"training": CLIPPED | {"clip": "two_pass"}},
+        FULL | FUSED | {"training": CLIPPED | {"clip": "delayed", "accumulation": 1}},
     ],
-    ids=["full", "lora", "fused", "checkpointed", "accumulated", "lora-checkpointed"],
+    ids=[
+        *("full", "lora", "fused", "checkpointed", "accumulated", "lora-checkpointed"),
+        *("two-pass", "delayed"),
+    ],
 )
 def test_the_meta_device_holds_what_a_real_step_holds(
     folders: dict[str, Path], family: str, sections: dict[str, Any]
@@ -106,6 +112,8 @@ def test_what_saves_memory_shows_in_the_plan(folders: dict[str, Path], family: s
     assert factored < full
     # The micro language model's peak is in its loss, where no gradient exists yet.
     assert fused < factored if family == "sdxl" else fused == factored
+    # Clipping exactly costs time, not memory.
+    assert peak(**FULL, **FUSED, training={"clip_norm": 1.0, "clip": "two_pass"}) <= 1.02 * fused
     assert peak(**FULL, training={"batch_size": 1}) < full
     assert peak(**LORA) < full
 
