@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,29 @@ class Codec(Protocol):
     `measured`: the same when a value is read as when it was written.
 
     A piece is (batch, rows or 1, cols or 1), or packed: (batch, n) with `packed` elements, in the
-    order of memory, to each of the n entries; at most 256 elements.
+    order of memory, to each of the n entries; at most 256 elements. A codec that is `whole` is free
+    in this.
     """
 
-    packed: ClassVar[Mapping[str, int]] = {}  # by piece
-    measured: ClassVar[bool] = False
-    whole: ClassVar[bool] = False  # cannot be written in blocks of rows
+    @property
+    def packed(self) -> Mapping[str, int]:
+        """Elements to an entry, by packed piece."""
+        return {}
+
+    @property
+    def measured(self) -> bool:
+        """Whether it needs a unit."""
+        return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it cannot be written in blocks of rows."""
+        return False
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether its pieces live in host memory, and are read and written where `stage` puts."""
+        return False
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
         """Return the pieces of a value that is zero."""
@@ -51,6 +68,19 @@ class Codec(Protocol):
         for name, piece in pieces.items():
             if blocks[-1][name].shape == piece.shape:
                 piece.copy_(blocks[-1][name])
+
+    def stage(self, pieces: Pieces, device: torch.device) -> Pieces:
+        """Return the pieces on the device that computes; the very pieces unless offloaded."""
+        return pieces
+
+    def unstage(self, pieces: Pieces, staged: Pieces) -> None:
+        """Bring home what was written to staged pieces."""
+        return None
+
+
+def shape_only(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """A piece (batch, rows, cols, 0): no elements, it only says a shape that others do not."""
+    return torch.zeros((*shape, 0), dtype=torch.uint8, device=device)
 
 
 @dataclass(frozen=True)
@@ -101,7 +131,8 @@ class Cell:
     def __init__(
         self, codec: Codec, pieces: Pieces, noise: Noise, ruler: Cell | None = None
     ) -> None:
-        self._codec, self._pieces, self._noise = codec, pieces, noise
+        self._codec, self._noise = codec, noise
+        self.settle(pieces)
         self._ruler = ruler if codec.measured else None
         self._measured: list[Cell] = []  # by this one
         self._value: Tensor | None = None  # decoded once, however often it is read
@@ -122,19 +153,24 @@ class Cell:
             return
         for cell in self._measured:  # stored anew even if the rule leaves them as they were
             cell._pending = cell._decode() if cell._pending is None else cell._pending
-        self._codec.write(self._pieces, value, self._noise)
-        self._value = None
+        self._store(value)
 
     def settle(self, pieces: Pieces) -> None:
         """Be what `pieces` hold from now on."""
-        self._pieces, self._value = pieces, None
+        self._home, self._value = pieces, None
+        self._pieces = self._codec.stage(pieces, self._noise.numbers.device)
 
     def close(self) -> None:
         """Store what waited for the ruler."""
         if self._pending is None:
             return
-        self._codec.write(self._pieces, self._pending, self._noise, self._unit())
-        self._value = self._pending = None
+        self._store(self._pending, self._unit())
+        self._pending = None
+
+    def _store(self, value: Tensor, unit: Tensor | None = None) -> None:
+        self._codec.write(self._pieces, value, self._noise, unit)
+        self._codec.unstage(self._home, self._pieces)
+        self._value = None
 
     def _decode(self) -> Tensor:
         if self._value is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry, suggestion
 from acmsao_cli.optim.slots import Extent, Role, Slot
 from acmsao_cli.optim.storage.codec import Codec, Full, Words
+from acmsao_cli.optim.storage.offloaded import Offloaded
 
 DEFAULT = "default"
 
@@ -26,25 +27,39 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class ByRole:
-    """One codec for lossy slots that carry a sign, one for positive ones."""
+    """One codec for lossy slots that carry a sign, one for positive ones; in host memory or not.
+
+    `measured` is for slots with a sign and a unit, where it is another.
+    """
 
     name: str
     signed: Codec
     positive: Codec
+    measured: Codec | None = None
+    offloaded: bool = False
 
     def codec(self, slot: Slot) -> Codec:
         """Return the codec of the slot's role; what is exact or small is fp32 everywhere."""
+        kept = self._kept(slot)
+        return Offloaded(kept) if self.offloaded and slot.role is not Role.SCALAR else kept
+
+    def _kept(self, slot: Slot) -> Codec:
         if slot.role is Role.WORD:
             return Words()
         if slot.extent is not Extent.FULL:
             return Full()
         if slot.role is Role.SIGNED:
-            return self.signed
+            return self.signed if slot.unit is None else self.measured or self.signed
         return self.positive if slot.role is Role.POSITIVE else Full()
 
     def names(self) -> Mapping[str, str]:
         """Return the one name."""
-        return {DEFAULT: self.name}
+        return {DEFAULT: self.full_name}
+
+    @property
+    def full_name(self) -> str:
+        """What `named_storage` takes."""
+        return f"offloaded({self.name})" if self.offloaded else self.name
 
 
 @dataclass(frozen=True)
@@ -60,19 +75,27 @@ class PerSlot:
 
     def names(self) -> Mapping[str, str]:
         """Return the default's name and the exceptions."""
-        return {DEFAULT: self.default.name} | {slot: kept.name for slot, kept in self.exceptions}
+        exceptions = {slot: kept.full_name for slot, kept in self.exceptions}
+        return {DEFAULT: self.default.full_name} | exceptions
 
 
 storage: Registry[Callable[[], ByRole]] = Registry("storage")
 
 
+def named_storage(name: str) -> ByRole:
+    """Build a registered storage, or `offloaded(name)` of one."""
+    if name.startswith("offloaded(") and name.endswith(")"):
+        return replace(storage.get(name.removeprefix("offloaded(")[:-1])(), offloaded=True)
+    return storage.get(name)()
+
+
 def build_storage(names: str | Mapping[str, str], slots: tuple[Slot, ...]) -> Storage:
     """Build a storage from one name, or from names by slot and a `default` (else fp32)."""
     if isinstance(names, str):
-        return storage.get(names)()
+        return named_storage(names)
     known = [slot.name for slot in slots]
-    chosen = {slot: storage.get(name)() for slot, name in names.items()}
-    default = chosen.pop(DEFAULT, None) or storage.get("fp32")()
+    chosen = {slot: named_storage(name) for slot, name in names.items()}
+    default = chosen.pop(DEFAULT, None) or named_storage("fp32")
     for slot in chosen:
         if slot not in known:
             raise OptimizerError(

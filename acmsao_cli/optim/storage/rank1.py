@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,8 +68,12 @@ class Rank1(Codec):
 class SignedRank1(Codec):
     """Rank-1 magnitude and one sign bit for each element (SMMF, arXiv:2412.08894)."""
 
-    packed = {"sign": 8}
     magnitude: Rank1 = field(default_factory=Rank1)
+
+    @property
+    def packed(self) -> Mapping[str, int]:
+        """Eight signs to a byte."""
+        return {"sign": 8}
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
         """Return zero sums and the packed `sign`, uint8 (batch, ceil(rows cols / 8))."""

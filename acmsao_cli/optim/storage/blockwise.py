@@ -1,0 +1,118 @@
+"""Numbers in few bits, as shares of the largest in their block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from acmsao_cli.optim.noise import Noise
+from acmsao_cli.optim.storage.codec import Codec, Pieces, shape_only
+from acmsao_cli.optim.storage.packing import pack, packed_length, sign_of, unpack, with_sign
+from acmsao_cli.optim.storage.policy import ByRole, storage
+
+BLOCK: Final = 256  # elements that share a scale, in the order of memory
+_SMALLEST: Final = torch.finfo(torch.float32).tiny
+_DRAWS: Final = 1 << 16  # what Noise.halves tells apart
+
+
+@dataclass(frozen=True)
+class Blockwise(Codec):
+    """Codes k = 0..K of `bits` bits, one of them a sign: (k / K)^power of the block's largest |x|.
+
+    The power gives small numbers fine steps (after Dettmers et al. 2022, arXiv:2110.02861): with
+    even ones, a second moment beside a large one is lost, which destroys training. The largest is
+    exact, so writing what was read changes nothing. `stochastic` rounding is unbiased, but for
+    positive numbers without a sign: those too small for the first code are rounded up to it.
+    """
+
+    bits: int
+    power: float
+    signed: bool = True
+    stochastic: bool = True
+
+    @property
+    def packed(self) -> Mapping[str, int]:
+        """Elements to an entry of `code` and of `scale`."""
+        return {"code": 8 // self.bits, "scale": BLOCK}
+
+    def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
+        """Return zero `code`, uint8, and `scale`, fp32, both packed; and `shape`, without bytes."""
+        batch, rows, cols = shape
+        count = rows * cols
+        length, blocks = packed_length(count, self.bits), -(-count // BLOCK)
+        return {
+            "code": torch.zeros((batch, length), dtype=torch.uint8, device=device),
+            "scale": torch.zeros((batch, blocks), dtype=torch.float32, device=device),
+            "shape": shape_only(shape, device),
+        }
+
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
+        """Return a fresh value."""
+        batch, rows, cols, _ = pieces["shape"].shape
+        codes = unpack(pieces["code"], self.bits, rows * cols)
+        index, negative = sign_of(codes, self.bits) if self.signed else (codes, None)
+        value = _in_blocks(self._share(index)) * pieces["scale"].unsqueeze(2)
+        value = value.flatten(1)[:, : rows * cols]
+        if negative is None:
+            value = value.clamp_(min=_SMALLEST).mul_(index > 0)
+        else:
+            value = torch.where(negative, -value, value)
+        return value.reshape(batch, rows, cols)
+
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
+        """Store each block's largest magnitude and everything's share of it."""
+        flat = value.flatten(1)
+        magnitude = _in_blocks(flat.abs())
+        scale = magnitude.amax(2, keepdim=True)
+        share = magnitude.div_(torch.where(scale > 0, scale, 1.0)).flatten(1)[:, : flat.shape[1]]
+        index = self._drawn(share, noise, value.shape) if self.stochastic else self._nearest(share)
+        codes = index.to(torch.uint8)
+        if self.signed:
+            codes = with_sign(codes, flat < 0, self.bits)
+        else:
+            codes.clamp_(min=1).mul_(flat > 0)
+        pieces["code"].copy_(pack(codes, self.bits))
+        pieces["scale"].copy_(scale.squeeze(2))
+
+    @property
+    def _highest(self) -> int:
+        return (1 << (self.bits - self.signed)) - 1
+
+    def _share(self, index: Tensor) -> Tensor:
+        return (index.float() / self._highest).pow_(self.power)
+
+    def _place(self, share: Tensor) -> Tensor:
+        return share.pow(1 / self.power).mul_(self._highest)
+
+    def _nearest(self, share: Tensor) -> Tensor:
+        return self._place(share).round_()
+
+    def _drawn(self, share: Tensor, noise: Noise, shape: torch.Size) -> Tensor:
+        below = self._place(share).floor_().clamp_(0, self._highest - 1)
+        low, high = self._share(below), self._share(below + 1)
+        draw = noise.halves(shape).flatten(1) + (_DRAWS // 2 + 0.5)  # never 0: a code stays itself
+        return below.add_((share - low).div_(high - low).mul_(_DRAWS) > draw)
+
+
+def _in_blocks(flat: Tensor) -> Tensor:
+    """(batch, n) as (batch, blocks, BLOCK), with zeros at the end."""
+    batch, count = flat.shape
+    blocks = -(-count // BLOCK)
+    if blocks * BLOCK != count:
+        flat = functional.pad(flat, (0, blocks * BLOCK - count))
+    return flat.view(batch, blocks, BLOCK)
+
+
+@storage("int8")
+def int8() -> ByRole:
+    """One byte for each number, a scale for 256: momentum and second moment in uneven steps."""
+    return ByRole(
+        "int8", signed=Blockwise(8, power=4), positive=Blockwise(8, power=4, signed=False)
+    )

@@ -1,0 +1,97 @@
+"""The momentum counted in units of the second moment's square root: no scales, no division by 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim.noise import Noise
+from acmsao_cli.optim.storage.blockwise import Blockwise
+from acmsao_cli.optim.storage.codec import Codec, Pieces
+from acmsao_cli.optim.storage.packing import pack, packed_length, sign_of, unpack, with_sign
+from acmsao_cli.optim.storage.policy import ByRole, storage
+from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
+
+
+@dataclass(frozen=True)
+class Measured(Codec):
+    """A sign and an even step of value / unit, to the nearest and at most `top`.
+
+    Two bits are (+-1/3, +-1) top; more of them have a zero. Zero where the unit is, whatever the
+    code. Levels and their reasons: docs/decisions/004-momentum-in-units-of-its-spread.md.
+    """
+
+    bits: int
+    top: float
+
+    @property
+    def measured(self) -> bool:
+        """It is its point."""
+        return True
+
+    @property
+    def packed(self) -> Mapping[str, int]:
+        """Elements to an entry of `code`."""
+        return {"code": 8 // self.bits}
+
+    def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
+        """Return zero `code`, uint8 and packed: `bits` for each number and nothing else."""
+        batch, rows, cols = shape
+        length = packed_length(rows * cols, self.bits)
+        return {"code": torch.zeros((batch, length), dtype=torch.uint8, device=device)}
+
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
+        """Return a fresh value."""
+        assert unit is not None
+        codes = unpack(pieces["code"], self.bits, unit.shape[1] * unit.shape[2])
+        index, negative = sign_of(codes, self.bits)
+        level = index.float().add_(self._lowest).mul_(self._step)
+        return torch.where(negative, -level, level).reshape(unit.shape).mul_(unit)
+
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
+        """Count the value in units; where the unit is zero nothing is kept."""
+        assert unit is not None
+        size = value.abs().div_(torch.where(unit > 0, unit, 1.0))
+        index = size.div_(self._step).add_(0.5 - self._lowest).floor_().clamp_(max=self._highest)
+        codes = with_sign(index.to(torch.uint8), value < 0, self.bits)
+        pieces["code"].copy_(pack(codes.flatten(1), self.bits))
+
+    @property
+    def _lowest(self) -> float:
+        """The level of code 0, in steps."""
+        return 0.5 if self.bits == 2 else 0.0
+
+    @property
+    def _highest(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def _step(self) -> float:
+        return self.top / (self._highest + self._lowest)
+
+
+@storage("factored_2bit")
+def factored_2bit() -> ByRole:
+    """Factored second moment, two bits for each element of its momentum; others as in factored."""
+    return ByRole(
+        "factored_2bit", signed=SignedRank1(), positive=Rank1(), measured=Measured(2, top=0.25)
+    )
+
+
+@storage("factored_4bit")
+def factored_4bit() -> ByRole:
+    """Factored second moment, four bits for each element of its momentum and 4.125 of others."""
+    others = Blockwise(4, power=1.5, stochastic=False)
+    return ByRole("factored_4bit", signed=others, positive=Rank1(), measured=Measured(4, top=0.5))
+
+
+@storage("factored_8bit")
+def factored_8bit() -> ByRole:
+    """Factored second moment, a byte for each element of its momentum; others as in int8."""
+    others = Blockwise(8, power=4)
+    return ByRole("factored_8bit", signed=others, positive=Rank1(), measured=Measured(8, top=1.0))

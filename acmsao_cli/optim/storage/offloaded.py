@@ -1,0 +1,77 @@
+"""State in host memory, brought to the device for its step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.optim.noise import Noise
+from acmsao_cli.optim.storage.codec import Codec, Pieces
+
+
+@dataclass(frozen=True)
+class Offloaded(Codec):
+    """Another codec's pieces, in pinned host memory where the device is a GPU.
+
+    On a CPU it is the same memory as ever. On the meta device pieces stay there, to be counted.
+    """
+
+    inner: Codec
+
+    @property
+    def offloaded(self) -> bool:
+        """It is its point."""
+        return True
+
+    @property
+    def packed(self) -> Mapping[str, int]:
+        """The inner codec's."""
+        return self.inner.packed
+
+    @property
+    def measured(self) -> bool:
+        """The inner codec's."""
+        return self.inner.measured
+
+    @property
+    def whole(self) -> bool:
+        """The inner codec's."""
+        return self.inner.whole
+
+    def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
+        """Return the inner pieces in host memory."""
+        if device.type in ("cpu", "meta"):
+            return self.inner.allocate(shape, device)
+        pieces = self.inner.allocate(shape, torch.device("cpu"))
+        return {name: _pinned(piece, device) for name, piece in pieces.items()}
+
+    def stage(self, pieces: Pieces, device: torch.device) -> Pieces:
+        """Copy to the device, without waiting."""
+        return {name: piece.to(device, non_blocking=True) for name, piece in pieces.items()}
+
+    def unstage(self, pieces: Pieces, staged: Pieces) -> None:
+        """Copy back and wait: the host may put blocks together next."""
+        for name, piece in pieces.items():
+            if staged[name] is not piece:
+                piece.copy_(staged[name])
+
+    def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
+        """Return what the inner codec reads from staged pieces."""
+        return self.inner.read(pieces, unit)
+
+    def write(
+        self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
+    ) -> None:
+        """Write into staged pieces."""
+        self.inner.write(pieces, value, noise, unit)
+
+    def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
+        """As the inner codec."""
+        self.inner.join(pieces, blocks)
+
+
+def _pinned(piece: Tensor, device: torch.device) -> Tensor:
+    return piece.pin_memory() if device.type == "cuda" and piece.numel() else piece
