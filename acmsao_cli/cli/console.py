@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ from acmsao_cli.errors import AcmsaoError
 
 # What could move a terminal's cursor or turn its text around, when a file name or a key is echoed.
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+WIDEST, NARROWEST = 120, 30
 
 
 def print_error(error: AcmsaoError, *, as_json: bool = False) -> None:
@@ -41,13 +45,36 @@ def print_json(event: Any) -> None:
     print(json.dumps(event), flush=True)
 
 
-def print_table(rows: Iterable[Sequence[str]]) -> None:
-    """Print rows with their columns aligned; the last column is as wide as it is."""
+def print_table(rows: Iterable[Sequence[str]], *, indent: int = 0, wrap: bool = False) -> None:
+    """Print rows with their columns aligned; the last is as wide as it is, or wrapped to fit."""
     rows = [[safe(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=False)]
-        print("  ".join([*cells, row[-1]]).rstrip())
+        start = " " * indent + "  ".join([*cells, ""])
+        room = terminal_width() - len(start)
+        lines = textwrap.wrap(row[-1], max(room, NARROWEST)) if wrap else [row[-1]]
+        print(f"{start}{lines[0] if lines else ''}".rstrip())
+        for line in lines[1:]:
+            print(" " * len(start) + line)
+
+
+def print_text(text: str, *, indent: int = 0) -> None:
+    """Print paragraphs wrapped to fit; one that is laid out in columns stays as it is."""
+    margin = " " * indent
+    for number, paragraph in enumerate(safe(text).split("\n\n")):
+        if number:
+            print()
+        if "  " in paragraph.strip() or "<-" in paragraph:
+            print(textwrap.indent(paragraph, margin))
+        else:
+            room = max(terminal_width() - indent, NARROWEST)
+            print(textwrap.indent(textwrap.fill(paragraph, room), margin))
+
+
+def terminal_width() -> int:
+    """Columns to write in; no wider than can be read."""
+    return min(shutil.get_terminal_size().columns, WIDEST)
 
 
 def safe(text: str) -> str:

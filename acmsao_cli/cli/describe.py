@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from acmsao_cli import builtin
+from acmsao_cli.config.parts import called
 from acmsao_cli.engine.events import Finished, Started
 from acmsao_cli.engine.report import human_bytes, human_count, joined
 
@@ -64,11 +65,14 @@ def optimizer_words(recipe: Recipe) -> str:
     edits = (*wanted.gradient_edits, *wanted.direction_edits)
     return joined(
         (
-            wanted.name,
-            f"{wanted.momentum} momentum" if wanted.momentum != "ema" else "",
+            called(wanted.name, wanted.options) if wanted.options else wanted.name,
+            f"{wanted.momentum} momentum" if wanted.momentum else "",
             f"{wanted.ratio} ratio" if wanted.ratio else "",
             f"{wanted.storage} state",
             joined(str(edit) for edit in edits),
+            f"{wanted.decay} decay" if wanted.decay != "decoupled" else "",
+            f"{len(wanted.layers)} layer patterns" if wanted.layers else "",
+            "with kernels" if wanted.kernels else "",
             "stepped during backward" if wanted.fused_backward else "",
             f"learning rate {wanted.lr:g}",
             recipe.schedule.kind,

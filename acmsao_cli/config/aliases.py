@@ -97,7 +97,7 @@ def _complaints(seed: Seed, written: Given) -> Iterator[tuple[str, Complaint]]:
         if option in REFUSED:
             message = f"{where} cannot be honoured: there is no such part here"
             yield option, Complaint(message, REFUSED[option])
-        flag = NEEDS.get(option)
+        flag = NEEDS.get(option, "")
         if flag in seed.defaults and not written.get(flag, seed.defaults[flag]):
             message = f"{where} is set, but `{flag}` is not"
             yield option, Complaint(message, f"drop it, or set optimizer.{flag}")

@@ -31,7 +31,7 @@ KINDS = (
 Kind: TypeAlias = Literal[
     "number", "count", "truth", "text", "null", "list", "schedule", "rule", "momentum", "ratio"
 ]
-WRAPPED = re.compile(r"offloaded\((.*)\)")  # a storage around a storage
+WRAPPED = re.compile(r"offloaded\((.*)\)")  # a storage in host memory
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def parts() -> Parts:
 
 
 def storage_in(name: str) -> str:
-    """Return the storage that is named, without what is wrapped around it."""
+    """Return the storage that is named, without the `offloaded(...)` around it."""
     wrapped = WRAPPED.fullmatch(name)
-    return storage_in(wrapped[1]) if wrapped else name
+    return wrapped[1] if wrapped else name
 
 
 def rules_with(option: str) -> tuple[str, ...]:

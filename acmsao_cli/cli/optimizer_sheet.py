@@ -1,0 +1,188 @@
+"""What there is to say of one optimizer, as values: its paper, options, bytes and company."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from acmsao_cli import builtin
+from acmsao_cli.cli.quiet import quiet_libraries
+from acmsao_cli.config.recommended import RECOMMENDED
+from acmsao_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from acmsao_cli.optim.catalog import Entry
+    from acmsao_cli.optim.features import Feature
+
+SDXL = "sdxl"
+UNET_SHAPES = builtin.FOLDER / "sdxl_unet_shapes.json"
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+PAGE = re.compile(r"\b\w+\.github\.io\b")
+PART_WITH_OPTIONS = re.compile(r"\b([a-z]\w*)\(.*\)", re.DOTALL)
+METHODS = ("lora", "full")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The trained parameters of a model: how many there are of each shape."""
+
+    about: str
+    counts: Mapping[tuple[int, ...], int]
+
+    @property
+    def num_tensors(self) -> int:
+        """How many parameters there are."""
+        return sum(self.counts.values())
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers they have together."""
+        return sum(math.prod(shape) * count for shape, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class OptionRow:
+    """An option: its default, and what is recommended for a LoRA and for full weights."""
+
+    name: str
+    default: str
+    lora: str
+    full: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A rule in full."""
+
+    entry: Entry
+    law: str  # the docstring after its first paragraph
+    paper: str  # a link, or nothing
+    options: list[OptionRow]
+    slots: list[str]  # what it remembers of each parameter
+    shapes: Shapes
+    state: Mapping[str, int]  # bytes by storage
+    features: list[Feature]
+
+
+def entries() -> list[Entry]:
+    """All registered parts."""
+    quiet_libraries()
+    from acmsao_cli.optim import catalog
+
+    return catalog.describe()
+
+
+def entries_called(name: str) -> list[Entry]:
+    """The parts of this name, of whatever kind."""
+    found = [part for part in entries() if part.name == name]
+    if found:
+        return found
+    from acmsao_cli.config.aliases import seed_called
+    from acmsao_cli.config.suggest import closest
+
+    if seed := seed_called(name):
+        hint = f"recipes take that name and put it into ours: `acmsao optimizers show {seed.rule}`"
+        raise ConfigError(f"`{name}` is an optimizer of adv_optm", hint=hint)
+    near = closest(name, [part.name for part in entries()])
+    listing = "`acmsao optimizers list` names them"
+    raise ConfigError(
+        f"there is no optimizer part `{name}`",
+        hint=f"did you mean `{near}`? {listing}" if near else listing,
+    )
+
+
+def sheet(entry: Entry, model: str) -> Sheet:
+    """Everything about a rule, with its bytes for a model."""
+    from acmsao_cli.optim import build_pipeline
+    from acmsao_cli.optim.features import features
+    from acmsao_cli.optim.rules.base import rule as rules
+
+    shapes = shapes_of(model)
+    found = features(entry.name)
+    doc = inspect.getdoc(rules.parts[entry.name]) or ""
+    kept = [part.name for part in found if part.kind == "storage" and part.refused is None]
+    return Sheet(
+        entry=entry,
+        law=doc.partition("\n\n")[2],
+        paper=paper_of(entry.summary),
+        options=option_rows(entry),
+        slots=[slot.name for slot in build_pipeline(entry.name).rule.slots],
+        shapes=shapes,
+        state={storage: state_bytes(entry.name, storage, shapes) for storage in kept},
+        features=found,
+    )
+
+
+def option_rows(entry: Entry) -> list[OptionRow]:
+    """The keys of a recipe that concern this rule, those of its own last."""
+    advised = RECOMMENDED.get(entry.name, {})
+    keys = {key for values in advised.values() for key in values}
+    shared = sorted(keys - set(entry.options))
+    return [
+        OptionRow(
+            key,
+            short(entry.options.get(key, "")),
+            *(_spoken(advised.get(method, {}).get(key)) for method in METHODS),
+        )
+        for key in (*shared, *entry.options)
+    ]
+
+
+def short(composition: str) -> str:
+    """A part without its options: `adamw(betas=...)` is `adamw`."""
+    return PART_WITH_OPTIONS.sub(r"\1", composition).strip("'")
+
+
+def paper_of(summary: str) -> str:
+    """The link to the first paper or page that is named."""
+    if found := ARXIV.search(summary):
+        return f"https://arxiv.org/abs/{found[1]}"
+    page = PAGE.search(summary)
+    return f"https://{page[0]}" if page else ""
+
+
+def state_bytes(rule: str, storage: str, shapes: Shapes) -> int:
+    """Bytes of state, from the allocator that a run uses."""
+    from acmsao_cli.optim import accounting, build_pipeline
+
+    pipeline = build_pipeline(rule, storage=storage)
+    return sum(
+        accounting.state_bytes(pipeline, [shape]) * count for shape, count in shapes.counts.items()
+    )
+
+
+def shapes_of(model: str) -> Shapes:
+    """The weights of SDXL's UNet, or what a recipe trains."""
+    if model == SDXL:
+        listed = json.loads(UNET_SHAPES.read_text(encoding="utf-8"))
+        return Shapes("all weights of SDXL's UNet", {tuple(s): count for s, count in listed})
+    import torch
+
+    from acmsao_cli.config.layers import Request, resolve
+    from acmsao_cli.engine.precision import resolve_device, resolve_dtype
+    from acmsao_cli.models import catalog
+
+    recipe = resolve(Request(model)).recipe
+    dtype = resolve_dtype(recipe.model.dtype, resolve_device(recipe.training.device))
+    with torch.random.fork_rng(devices=[]):
+        trainee = catalog.family(recipe.model.family).open(recipe, torch.device("meta"), dtype)
+    counts = Counter(
+        tuple(parameter.shape)
+        for group in trainee.parameter_groups()
+        for _, parameter in group.parameters
+    )
+    return Shapes(f"what recipe {model} trains", counts)
+
+
+def _spoken(value: Any) -> str:
+    from acmsao_cli.config.parts import spoken
+
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else spoken(value)

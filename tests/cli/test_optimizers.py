@@ -1,0 +1,101 @@
+"""What is said of optimizers: every part is listed, and a rule's sheet is what a run would do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import pytest
+import torch
+from command_line import Acmsao
+
+from acmsao_cli.cli.optimizer_sheet import option_rows, shapes_of, sheet
+from acmsao_cli.optim import accounting, build_pipeline, catalog
+from acmsao_cli.optim.features import features
+
+RULES = [part for part in catalog.describe() if part.kind == "optimizer"]
+
+
+def test_every_part_is_listed_within_the_terminal(acmsao: Acmsao) -> None:
+    out = acmsao("optimizers", "list").out
+    for part in catalog.describe():
+        assert f"  {part.name} " in out
+        assert f"\n{part.kind}:\n" in f"\n{out}"
+    assert max(map(len, out.splitlines())) <= 80
+    listed = json.loads(acmsao("optimizers", "list", "--json").out)
+    assert [entry["name"] for entry in listed] == [part.name for part in catalog.describe()]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "prodigy", "muon"])
+def test_a_rules_sheet_fits_the_terminal(acmsao: Acmsao, rule: str) -> None:
+    outcome = acmsao("optimizers", "show", rule)
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 100
+    assert "2,567,463,684 numbers in 1,680 tensors" in " ".join(outcome.out.split())
+
+
+def test_a_sheet_for_programs_has_bytes_and_company(acmsao: Acmsao) -> None:
+    (entry,) = json.loads(acmsao("optimizers", "show", "adamw", "--json").out)
+    assert entry["paper"] == "https://arxiv.org/abs/1711.05101"
+    assert entry["state"]["bytes"]["fp32"] == 8 * entry["state"]["numbers"]
+    assert entry["slots"] == ["momentum", "mean_square"]
+    fitting = [f["name"] for f in entry["features"] if f["kind"] == "ratio" and not f["refused"]]
+    assert fitting == list(catalog.ratios.parts)
+    assert set(entry["recommended"]) == {"lora", "full"}
+
+
+def test_a_part_that_is_no_rule_is_described(acmsao: Acmsao) -> None:
+    out = acmsao("optimizers", "show", "rms_clip").out
+    assert out.startswith("rms_clip (gradient edit)\n")
+    assert "limit  1.0" in out
+    both = acmsao("optimizers", "show", "cautious").out
+    assert "cautious (direction edit)" in both
+    assert "cautious (decay)" in both
+
+
+def test_a_name_that_is_not_ours_leads_to_one_that_is(acmsao: Acmsao) -> None:
+    outcome = acmsao("optimizers", "show", "adamv")
+    assert outcome.code == 2
+    assert "did you mean `adamw`?" in outcome.err
+    assert "acmsao optimizers show lion" in acmsao("optimizers", "show", "Lion_Adv").err
+
+
+def test_bytes_are_those_of_the_allocator() -> None:
+    shapes = shapes_of("sdxl")
+    every = [shape for shape, count in shapes.counts.items() for _ in range(count)]
+    found = sheet(RULES[0], "sdxl")
+    pipeline = build_pipeline(RULES[0].name, storage="factored")
+    assert found.state["factored"] == accounting.state_bytes(pipeline, every)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_shapes_of_sdxls_unet_are_those_of_the_network() -> None:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    shapes = shapes_of("sdxl")
+    assert shapes.counts == Counter(tuple(p.shape) for p in unet.parameters())
+    assert shapes.num_elements == sum(math.prod(p.shape) for p in unet.parameters())
+
+
+@pytest.mark.parametrize("entry", RULES, ids=[part.name for part in RULES])
+def test_of_every_rule_company_and_options_are_told(entry: catalog.Entry) -> None:
+    found = features(entry.name)
+    kinds = {feature.kind for feature in found}
+    assert {"storage", "momentum", "ratio", "gradient edit", "direction edit"} <= kinds
+    assert any(feature.refused is None for feature in found if feature.kind == "storage")
+    assert {row.name for row in option_rows(entry)} >= set(entry.options)
