@@ -13,16 +13,16 @@ from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.momentum import Momentum
 from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
-from acmsao_cli.optim.rules.wrapping import DistanceFree
+from acmsao_cli.optim.rules.wrapping import LearningRateFree
 from acmsao_cli.optim.schedules import Scalar, value_at
-from acmsao_cli.optim.slots import Slot
+from acmsao_cli.optim.slots import Role, Slot
 
 _SQUARES: Final = "mean_square"
 
 
 @rule("dadaptation")
 @dataclass(frozen=True)
-class DAdaptation(DistanceFree):
+class DAdaptation(LearningRateFree):
     """Finds the learning rate of Adam-like rules (Defazio & Mishchenko 2023, arXiv:2301.07733).
 
     r <- b3 r + (1 - b3) lr d <g, s / (sqrt(v) + eps)>     s <- b3 s + (1 - b3) lr d g
@@ -44,8 +44,7 @@ class DAdaptation(DistanceFree):
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The inner rule's, with its momentum of another size, and the weighted sum."""
-        *_, gradient_sum = super().slots
-        return (*self._weighted_inner().slots, gradient_sum)
+        return (*self._weighted_inner().slots, Slot("gradient_sum", Role.EXACT))
 
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Measure the gradient, then step with d in the momentum; the rate is d, so divide."""

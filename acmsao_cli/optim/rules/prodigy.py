@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.optim.rules.base import Cells, Context, rule
-from acmsao_cli.optim.rules.wrapping import DistanceFree
+from acmsao_cli.optim.rules.wrapping import LearningRateFree
 from acmsao_cli.optim.schedules import check_positive
 from acmsao_cli.optim.slots import Role, Slot
 
 
 @rule("prodigy")
 @dataclass(frozen=True)
-class Prodigy(DistanceFree):
+class Prodigy(LearningRateFree):
     """Finds the learning rate of any rule (Mishchenko & Defazio 2023, arXiv:2306.06101); lr = 1.
 
     r <- b3 r + lr d^2 <g, w_0 - w>      s <- b3 s + lr d^2 g
@@ -40,9 +40,9 @@ class Prodigy(DistanceFree):
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The inner rule's, the sum of gradients, and the weights before the first step."""
-        start = Slot("start", Role.EXACT, stride=self.slice_p)
-        *inner, gradient_sum = super().slots
-        return (*inner, replace(gradient_sum, stride=self.slice_p), start)
+        own = ("gradient_sum", "start")
+        mine = tuple(Slot(name, Role.EXACT, stride=self.slice_p) for name in own)
+        return (*self.inner.slots, *mine)
 
     def shared(self) -> dict[str, float]:
         """Add the largest estimate so far."""

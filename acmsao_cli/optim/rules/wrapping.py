@@ -14,14 +14,13 @@ from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.adam import AdamW
 from acmsao_cli.optim.rules.base import Context, Rule
 from acmsao_cli.optim.schedules import Scalar, check_decay, check_positive
-from acmsao_cli.optim.slots import Role, Slot
 
 if TYPE_CHECKING:
     from acmsao_cli.optim.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class DistanceFree(Rule):
+class LearningRateFree(Rule):
     """A rule that multiplies its inner rule's learning rate by an estimate d of a distance.
 
     d is common to all parameters and constant within a step; what they contribute changes it for
@@ -41,7 +40,7 @@ class DistanceFree(Rule):
                 f"growth_rate must be above 1, not {self.growth_rate}",
                 hint="typical: inf; 1.02 grows gently",
             )
-        if isinstance(self.inner, DistanceFree):
+        if isinstance(self.inner, LearningRateFree):
             raise OptimizerError(
                 f"{part_name(self)} cannot be put around {part_name(self.inner)}",
                 hint="one of them is enough",
@@ -54,11 +53,6 @@ class DistanceFree(Rule):
             return self.beta3
         _, beta = getattr(self.inner, "betas", (0.9, 0.999))
         return math.sqrt(beta)
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """The inner rule's, and the weighted sum of gradients."""
-        return (*self.inner.slots, Slot("gradient_sum", Role.EXACT))
 
     @property
     def whole(self) -> bool:

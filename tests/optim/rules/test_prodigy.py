@@ -91,6 +91,16 @@ def test_a_sample_of_columns_gives_nearly_the_same_d_at_a_fraction_of_the_bytes(
     assert state["w1/start/value"].shape == (1, 30)
 
 
+def test_rounded_stochastically_weights_in_bf16_find_nearly_the_same_d():
+    start = [0.02 * weights for weights in draws([(64, 64), (64,)], seed=1)]
+    d = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = [w.to(dtype) for w in start]  # their unit is a hundred times the first steps
+        _, optimizer = follow(build_pipeline("prodigy"), weights, bowl, NUM_STEPS, lr=1.0)
+        d[dtype] = number(optimizer, "d")
+    assert d[torch.bfloat16] == pytest.approx(d[torch.float32], rel=0.2)
+
+
 def test_it_keeps_what_it_measures_with_exactly():
     mine = {slot.name: slot for slot in Prodigy(Lion()).slots}
     assert mine["start"].role is mine["gradient_sum"].role is Role.EXACT
