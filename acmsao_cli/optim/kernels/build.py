@@ -18,9 +18,16 @@ from acmsao_cli.errors import OptimizerError
 
 # Infinities and NaN must survive, and only what is written as fused may be: not -ffast-math.
 _FLAGS: Final = (
-    "-std=c11 -O3 -march=native -fno-math-errno -fno-trapping-math -ffp-contract=off "
-    "-fopenmp-simd -shared -fPIC"
-).split()
+    "-std=c11",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fopenmp-simd",
+    "-shared",
+    "-fPIC",
+)
+_TUNINGS: Final = (("-march=native",), ())  # not every compiler knows its own machine
 _TIMEOUT_SECONDS: Final = 120
 
 
@@ -30,14 +37,14 @@ def load(source: Path, macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
     command = [*_compiler(), *_FLAGS, *(f"-D{name}={value}" for name, value in macros)]
     identity = "\0".join([source.read_text(), *command, _version(command[0]), _processor()])
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    library = cache_folder() / f"{name}.so"
     try:
+        library = cache_folder() / f"{name}.so"
         if not library.exists():
             _compile([*command, str(source), "-lm"], library)
         return ctypes.CDLL(str(library))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # there may be no home either
         raise OptimizerError(
-            f"the CPU kernel in {library.parent} cannot be written or loaded: {error}",
+            f"the compiled CPU kernel cannot be kept or loaded: {error}",
             hint="set XDG_CACHE_HOME to a folder of yours that allows programs",
         ) from error
 
@@ -53,13 +60,15 @@ def _compile(command: list[str], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        done = _run([*command, "-o", str(built)])
-        if done.returncode != 0:
-            raise OptimizerError(
-                f"{command[0]} could not compile the CPU kernel: {done.stderr.strip()[-800:]}",
-                hint="point CC at a recent gcc or clang, or set kernels=false",
-            )
-        os.replace(built, library)
+        for tuning in _TUNINGS:
+            done = _run([*command, *tuning, "-o", str(built)])
+            if done.returncode == 0:
+                os.replace(built, library)
+                return
+        raise OptimizerError(
+            f"{command[0]} could not compile the CPU kernel: {done.stderr.strip()[-800:]}",
+            hint="point CC at a recent gcc or clang, or set kernels=false",
+        )
 
 
 def _compiler() -> list[str]:

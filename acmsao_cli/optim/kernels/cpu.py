@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -14,18 +15,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from acmsao_cli.optim import registry
 from acmsao_cli.optim.kernels import build
 from acmsao_cli.optim.kernels.parts import MOMENTUM, SQUARE, Kept, Parts
-from acmsao_cli.optim.noise import Noise, hash_numbers
-from acmsao_cli.optim.pipeline import WEIGHT_STREAM
+from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.rules.base import Context
 from acmsao_cli.optim.storage.codec import Pieces, State
 
 SOURCE: Final = Path(__file__).with_name("cpu.c")
 _BLOCK: Final = 65_536  # elements of one task: in the caches, and worth a thread's while
 _MAX_BLOCKS: Final = 64  # of a factored matrix: each keeps column sums
-_LOW_32_BITS: Final = 0xFFFFFFFF
 
 
 class _Job(ctypes.Structure):
@@ -37,7 +35,7 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("square_row", "square_col")),
         *((name, ctypes.c_void_p) for name in ("sign", "partial", "numbers")),
         *((name, ctypes.c_int64) for name in ("rows", "cols", "block", "blocks")),
-        ("salts", ctypes.c_uint32 * 3),
+        ("salts", ctypes.c_int32 * 3),
         ("side", ctypes.c_float),
         *((name, ctypes.c_float) for name in ("look", "pull", "keep_square", "pull_square")),
         *((name, ctypes.c_float) for name in ("grow", "grow_square", "eps")),
@@ -55,6 +53,7 @@ class CpuKernel:
         self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise
     ) -> None:
         """Advance weights and state in place."""
+        assert noise.offset == 0, "a kernel steps whole parameters"
         if not weights.numel():
             return
         grad = (grad if grad.dtype == torch.bfloat16 else grad.float()).contiguous()
@@ -72,7 +71,7 @@ class CpuKernel:
             cols=cols,
             block=block,
             blocks=blocks,
-            salts=(ctypes.c_uint32 * 3)(*self._salts(noise)),
+            salts=(ctypes.c_int32 * 3)(*self.parts.salts(noise)),
             **_pointers("momentum", state.get(MOMENTUM, {})),
             **_pointers("square", state.get(SQUARE, {})),
             **asdict(self.parts.numbers(ctx)),
@@ -86,17 +85,8 @@ class CpuKernel:
 
     def library(self, grad_dtype: torch.dtype) -> ctypes.CDLL:
         """The compiled code for gradients of this dtype; built the first time."""
-        parts, ratio = self.parts, getattr(self.parts.rule, "ratio", None)
-        macros = {
-            "RULE": registry.part_name(parts.rule),
-            "RATIO": "none" if ratio is None else registry.part_name(ratio),
-            "MOMENTUM": _name(parts.momentum),
-            "SQUARE": _name(parts.square),
-            "WEIGHTS": parts.weights.name,
-            "GRAD": (Kept.HALF if grad_dtype == torch.bfloat16 else Kept.FULL).name,
-            "ROUNDING": registry.part_name(parts.rounding),
-        }
-        return build.load(SOURCE, tuple((name, value.upper()) for name, value in macros.items()))
+        grad = (Kept.HALF if grad_dtype == torch.bfloat16 else Kept.FULL).name
+        return build.load(SOURCE, tuple({**self.parts.names(), "GRAD": grad}.items()))
 
     def _blocks(self, rows: int, cols: int) -> tuple[int, int]:
         """Elements of a block of one parameter, and how many blocks there are."""
@@ -105,10 +95,6 @@ class CpuKernel:
         block_rows = max(-(-_BLOCK // cols), -(-rows // _MAX_BLOCKS))
         block_rows += -block_rows % 8  # whole bytes of signs
         return block_rows * cols, -(-rows // block_rows)
-
-    def _salts(self, noise: Noise) -> list[int]:
-        streams = (WEIGHT_STREAM, self.parts.stream(MOMENTUM), self.parts.stream(SQUARE))
-        return [(int(noise.salt) + hash_numbers(stream)) & _LOW_32_BITS for stream in streams]
 
 
 def kernel(parts: Parts) -> CpuKernel:
@@ -123,10 +109,6 @@ def _pointers(slot: str, pieces: Pieces) -> dict[str, int]:
     alone = {"value": slot, "sign": "sign"}
     assert all(piece.is_contiguous() for piece in pieces.values())
     return {alone.get(name, f"{slot}_{name}"): piece.data_ptr() for name, piece in pieces.items()}
-
-
-def _name(kept: Kept | None) -> str:
-    return "none" if kept is None else kept.name
 
 
 def _share(work: Callable[..., None], job: _Job, count: int, threads: int) -> None:
@@ -146,3 +128,6 @@ def _share(work: Callable[..., None], job: _Job, count: int, threads: int) -> No
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -23,6 +24,7 @@ class Kernel(Protocol):
     ) -> None: ...
 
 
+@functools.lru_cache  # asked for every parameter at every step
 def find(pipeline: Pipeline, device: torch.device, weight_dtype: torch.dtype) -> Kernel | None:
     """Return the kernel that stands for this pipeline there, or None: then the pipeline runs."""
     try:

@@ -10,6 +10,7 @@ import torch
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import registry
+from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import WEIGHT_STREAM, Pipeline
 from acmsao_cli.optim.ratio import Ratio, atan2, divide
 from acmsao_cli.optim.rules.adam import AdamW
@@ -25,6 +26,7 @@ from acmsao_cli.optim.write import Nearest, Rounding, Stochastic, Write
 
 MOMENTUM: Final = "momentum"
 SQUARE: Final = "mean_square"
+_HALF_RANGE: Final = 1 << 31
 
 
 class Kept(Enum):
@@ -80,24 +82,39 @@ class Parts:
         """Whether rows and columns are added up."""
         return Kept.RANK1 in (self.momentum, self.square)
 
-    def stream(self, slot: str) -> int:
-        """The noise stream of a slot; without such a slot nobody draws from it."""
-        names = [name for name, _ in self.pipeline.cells()]
-        return WEIGHT_STREAM + 1 + names.index(slot) if slot in names else WEIGHT_STREAM
+    def names(self) -> dict[str, str]:
+        """What the code is compiled for."""
+        ratio = getattr(self.rule, "ratio", None)
+        return {
+            "RULE": registry.part_name(self.rule).upper(),
+            "RATIO": "NONE" if ratio is None else registry.part_name(ratio).upper(),
+            "MOMENTUM": "NONE" if self.momentum is None else self.momentum.name,
+            "SQUARE": "NONE" if self.square is None else self.square.name,
+            "WEIGHTS": self.weights.name,
+            "ROUNDING": registry.part_name(self.rounding).upper(),
+        }
+
+    def salts(self, noise: Noise) -> list[int]:
+        """Signed 32-bit salts of the weights', the momentum's and the mean square's noise."""
+        cells = [name for name, _ in self.pipeline.cells()]
+        streams = {name: stream for stream, name in enumerate(cells, WEIGHT_STREAM + 1)}
+        drawn = (WEIGHT_STREAM, *(streams.get(slot, WEIGHT_STREAM) for slot in (MOMENTUM, SQUARE)))
+        sums = [int(noise.salt) + hash_numbers(stream) for stream in drawn]
+        return [(total + _HALF_RANGE) % (2 * _HALF_RANGE) - _HALF_RANGE for total in sums]
 
     def numbers(self, ctx: Context) -> Numbers:
         """Evaluate what depends on the step."""
         lr, step = float(ctx.lr), int(ctx.step)
-        side, shrink = -1 if ctx.maximize else 1, 1 - lr * ctx.weight_decay
+        side, shrink = -1.0 if ctx.maximize else 1.0, 1.0 - lr * ctx.weight_decay
         beta1, beta2 = self.rule.betas
         if isinstance(self.rule, Lion):
-            return Numbers(side, beta1, 1 - beta2, 0, 0, 1, 1, 0, shrink, lr)
+            return Numbers(side, float(beta1), 1.0 - beta2, 0.0, 0.0, 1.0, 1.0, 0.0, shrink, lr)
         return Numbers(
             side=side,
-            look=0,
-            pull=1 - beta1,
-            keep_square=beta2,
-            pull_square=1 - beta2,
+            look=0.0,
+            pull=1.0 - beta1,
+            keep_square=float(beta2),
+            pull_square=1.0 - beta2,
             grow=1 / float(bias_correction(beta1, step)),
             grow_square=1 / float(bias_correction(beta2, step)),
             eps=float(value_at(self.rule.eps, step) * ctx.grad_scale),
