@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.storage.codec import Codec, Pieces, shape_only
-from acmsao_cli.optim.storage.packing import pack, packed_length, sign_of, unpack, with_sign
+from acmsao_cli.optim.storage.packing import pack, packed_length, split_sign, unpack, with_sign
 from acmsao_cli.optim.storage.policy import ByRole, storage
 
 BLOCK: Final = 256  # elements that share a scale, in the order of memory
@@ -55,14 +55,12 @@ class Blockwise(Codec):
         """Return a fresh value."""
         batch, rows, cols, _ = pieces["shape"].shape
         codes = unpack(pieces["code"], self.bits, rows * cols)
-        index, negative = sign_of(codes, self.bits) if self.signed else (codes, None)
-        value = _in_blocks(self._share(index)) * pieces["scale"].unsqueeze(2)
+        signs = split_sign(codes, self.bits)[1] if self.signed else codes > 0
+        value = _in_blocks(self._share(codes)).mul_(pieces["scale"].unsqueeze(2))
         value = value.flatten(1)[:, : rows * cols]
-        if negative is None:
-            value = value.clamp_(min=_SMALLEST).mul_(index > 0)
-        else:
-            value = torch.where(negative, -value, value)
-        return value.reshape(batch, rows, cols)
+        if not self.signed:
+            value.clamp_(min=_SMALLEST)
+        return value.mul_(signs).reshape(batch, rows, cols)
 
     def write(
         self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
@@ -71,11 +69,12 @@ class Blockwise(Codec):
         flat = value.flatten(1)
         magnitude = _in_blocks(flat.abs())
         scale = magnitude.amax(2, keepdim=True)
-        share = magnitude.div_(torch.where(scale > 0, scale, 1.0)).flatten(1)[:, : flat.shape[1]]
+        magnitude.div_(torch.where(scale > 0, scale, 1.0))
+        share = magnitude.flatten(1)[:, : flat.shape[1]]
         index = self._drawn(share, noise, value.shape) if self.stochastic else self._nearest(share)
         codes = index.to(torch.uint8)
         if self.signed:
-            codes = with_sign(codes, flat < 0, self.bits)
+            with_sign(codes, flat < 0, self.bits)
         else:
             codes.clamp_(min=1).mul_(flat > 0)
         pieces["code"].copy_(pack(codes, self.bits))
@@ -86,7 +85,7 @@ class Blockwise(Codec):
         return (1 << (self.bits - self.signed)) - 1
 
     def _share(self, index: Tensor) -> Tensor:
-        return (index.float() / self._highest).pow_(self.power)
+        return (index / self._highest).pow_(self.power)
 
     def _place(self, share: Tensor) -> Tensor:
         return share.pow(1 / self.power).mul_(self._highest)
@@ -95,10 +94,13 @@ class Blockwise(Codec):
         return self._place(share).round_()
 
     def _drawn(self, share: Tensor, noise: Noise, shape: torch.Size) -> Tensor:
+        """The code below or the one above, by chance; `share` is used up."""
         below = self._place(share).floor_().clamp_(0, self._highest - 1)
-        low, high = self._share(below), self._share(below + 1)
-        draw = noise.halves(shape).flatten(1) + (_DRAWS // 2 + 0.5)  # never 0: a code stays itself
-        return below.add_((share - low).div_(high - low).mul_(_DRAWS) > draw)
+        low, gap = self._share(below), self._share(below + 1)
+        odds = share.sub_(low).div_(gap.sub_(low)).mul_(_DRAWS)
+        del low, gap
+        # Never 0 and never all of them: a number that has a code keeps it.
+        return below.add_(odds > noise.halves(shape).flatten(1) + (_DRAWS // 2 + 0.5))
 
 
 def _in_blocks(flat: Tensor) -> Tensor:

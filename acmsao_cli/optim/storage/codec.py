@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -134,15 +135,16 @@ class Cell:
         self._codec, self._noise = codec, noise
         self.settle(pieces)
         self._ruler = ruler if codec.measured else None
-        self._measured: list[Cell] = []  # by this one
+        # What this one measures. Weak: a cycle would keep a block's values until it is collected.
+        self._measured: list[weakref.ref[Cell]] = []
         self._value: Tensor | None = None  # decoded once, however often it is read
         self._pending: Tensor | None = None  # to be stored by `close`
         if self._ruler is not None:
-            self._ruler._measured.append(self)
+            self._ruler._measured.append(weakref.ref(self))
 
     def read(self) -> Tensor:
         """Return the fp32 value. It may be the state itself: change it only to write it back."""
-        for cell in self._measured:  # while this is still their unit
+        for cell in self._measures():  # while this is still their unit
             cell._decode()
         return self._decode()
 
@@ -151,7 +153,7 @@ class Cell:
         if self._ruler is not None:
             self._value = self._pending = value
             return
-        for cell in self._measured:  # stored anew even if the rule leaves them as they were
+        for cell in self._measures():  # stored anew even if the rule leaves them as they were
             cell._pending = cell._decode() if cell._pending is None else cell._pending
         self._store(value)
 
@@ -171,6 +173,12 @@ class Cell:
         self._codec.write(self._pieces, value, self._noise, unit)
         self._codec.unstage(self._home, self._pieces)
         self._value = None
+
+    def _measures(self) -> Iterator[Cell]:
+        for reference in self._measured:
+            cell = reference()
+            assert cell is not None, "a step keeps all of its cells"
+            yield cell
 
     def _decode(self) -> Tensor:
         if self._value is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.storage.blockwise import Blockwise
 from acmsao_cli.optim.storage.codec import Codec, Pieces
-from acmsao_cli.optim.storage.packing import pack, packed_length, sign_of, unpack, with_sign
+from acmsao_cli.optim.storage.packing import pack, packed_length, split_sign, unpack, with_sign
 from acmsao_cli.optim.storage.policy import ByRole, storage
 from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
 
@@ -47,17 +47,17 @@ class Measured(Codec):
         """Return a fresh value."""
         assert unit is not None
         codes = unpack(pieces["code"], self.bits, unit.shape[1] * unit.shape[2])
-        index, negative = sign_of(codes, self.bits)
-        level = index.float().add_(self._lowest).mul_(self._step)
-        return torch.where(negative, -level, level).reshape(unit.shape).mul_(unit)
+        codes, signs = split_sign(codes, self.bits)
+        value = codes.float().add_(self._lowest).mul_(self._step).mul_(signs)
+        return value.reshape(unit.shape).mul_(unit)
 
     def write(
         self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
     ) -> None:
         """Count the value in units; where the unit is zero nothing is kept."""
         assert unit is not None
-        size = value.abs().div_(torch.where(unit > 0, unit, 1.0))
-        index = size.div_(self._step).add_(0.5 - self._lowest).floor_().clamp_(max=self._highest)
+        index = value.abs().div_(unit).nan_to_num_(nan=0.0).div_(self._step)
+        index.add_(0.5 - self._lowest).floor_().clamp_(max=self._highest)
         codes = with_sign(index.to(torch.uint8), value < 0, self.bits)
         pieces["code"].copy_(pack(codes.flatten(1), self.bits))
 

@@ -39,7 +39,7 @@ def with_sign(codes: Tensor, negative: Tensor, bits: int) -> Tensor:
     return codes.bitwise_or_(negative.to(torch.uint8) << (bits - 1))
 
 
-def sign_of(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Undo `with_sign`."""
-    highest = 1 << (bits - 1)
-    return codes.bitwise_and(highest - 1), codes >= highest
+def split_sign(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Undo `with_sign`, in place; also return +1 or -1 for each, as int8."""
+    signs = (codes >> (bits - 1)).view(torch.int8).mul_(-2).add_(1)
+    return codes.bitwise_and_((1 << (bits - 1)) - 1), signs
