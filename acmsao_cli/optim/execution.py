@@ -22,9 +22,9 @@ from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Cell, Codec, Pieces, State
 
 # Elements at a time: enough to keep a GPU busy, and temporaries of at most 64 MiB.
-BLOCK: Final = 1 << 20
+BLOCK: Final = 1 << 19
 _ALIGNMENT: Final = 256  # elements: no packed piece has more of them in one entry
-_MOST_BLOCKS: Final = 512  # each keeps column sums until the last is done
+_AT_ONCE: Final = 8  # blocks whose column sums are kept before they are put together
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def spans_of(shape: torch.Size, block: int) -> list[Span]:
     """Cut (batch, rows, cols) into spans of about `block` elements, each aligned."""
     batch, rows, cols = shape
     axis, length, width = (1, rows, cols) if rows > 1 else (2, cols, 1)
-    wanted = max(block, rows * cols // _MOST_BLOCKS) // max(batch, 1)
+    wanted = block // max(batch, 1)
     step = _ALIGNMENT // math.gcd(_ALIGNMENT, max(width, 1))
     step *= max(wanted // max(width * step, 1), 1)
     return [
@@ -91,6 +91,8 @@ def advance(
         pipeline.step(weights, grad, state, ctx, noise)
         return
     spans = spans_of(weights.shape, block)
+    if weights.is_meta:  # nothing is computed, and all blocks but the last need the same memory
+        spans = spans[: _AT_ONCE + 2] + spans[_AT_ONCE + 2 :][-1:]
     if len(spans) == 1:
         pipeline.step(weights, grad, state, ctx, noise)
     else:
@@ -151,6 +153,28 @@ class _Copies(Mapping[str, Tensor]):
         return len(self._pieces)
 
 
+class _Written:
+    """What was written block by block into one cell's pieces."""
+
+    def __init__(self, codec: Codec, pieces: Pieces) -> None:
+        self._codec, self._pieces = codec, pieces
+        self._blocks: list[Pieces] = []
+        self._span: Span | None = None  # of all blocks so far
+
+    def add(self, span: Span, block: Pieces) -> None:
+        """Take the next block; now and then several become one, for each keeps what all share."""
+        self._span = span if self._span is None else replace(self._span, stop=span.stop)
+        self._blocks.append(block)
+        if len(self._blocks) == _AT_ONCE:
+            together = self._span.cut_pieces(self._pieces, self._codec.packed)
+            self._codec.join(together, self._blocks)
+            self._blocks = [together]
+
+    def close(self) -> None:
+        """Put everything together."""
+        self._codec.join(self._pieces, self._blocks)
+
+
 class _Blocks:
     """One step in blocks."""
 
@@ -177,16 +201,20 @@ class _Blocks:
                 self._rehearse(span)
             self.sums.settle()
         rulers = self._advanced_rulers()
-        written: dict[str, list[Pieces]] = {name: [] for name in self.slots}
+        written = {
+            name: _Written(self._codec(slot), self.state[name])
+            for name, slot in self.slots.items()
+            if name not in rulers
+        }
         for span in self.spans:
             for name, pieces in self._step(span, rulers).items():
-                written[name].append(pieces)
-        for name, slot in self.slots.items():
-            if name in rulers:
-                for piece, advanced in rulers[name].items():
-                    self.state[name][piece].copy_(advanced)
-            else:
-                self._codec(slot).join(self.state[name], written[name])
+                if name in written:
+                    written[name].add(span, pieces)
+        for blocks in written.values():
+            blocks.close()
+        for name, advanced in rulers.items():
+            for piece, tensor in advanced.items():
+                self.state[name][piece].copy_(tensor)
 
     def _rehearse(self, span: Span) -> None:
         copies = {name: _as_pieces(_Copies(p)) for name, p in self._cut(span).items()}
@@ -214,16 +242,17 @@ class _Blocks:
         }
         if not rulers:
             return {}
-        written: dict[str, list[Pieces]] = {name: [] for name in rulers}
+        written = {n: _Written(self._codec(self.slots[n]), p) for n, p in rulers.items()}
         ctx = replace(self.ctx, contribute=_contribute_nothing)
         for span in self.spans:
             state: State = {n: _as_pieces(_Copies(p)) for n, p in self._cut(span).items()}
             for name, pieces in rulers.items():
                 state[name] = span.cut_pieces(pieces, self._codec(self.slots[name]).packed)
-                written[name].append(state[name])
             self._direct(span, self._open(span, state), ctx)
-        for name, pieces in rulers.items():
-            self._codec(self.slots[name]).join(pieces, written[name])
+            for name, blocks in written.items():
+                blocks.add(span, state[name])
+        for blocks in written.values():
+            blocks.close()
         return rulers
 
     def _step(self, span: Span, rulers: State) -> State:

@@ -106,11 +106,14 @@ class Write:
         ctx: Context,
         noise: Noise,
     ) -> None:
-        """Write into `weights`, whose fp32 value is `dense`; `update` stays as it is."""
+        """Write into `weights`, whose fp32 value is `dense` (they share memory if they are fp32).
+
+        `update` stays as it is.
+        """
         if ctx.weight_decay:
             self.decay.shrink(dense, update, ctx)
         _subtract(dense, update, ctx.lr)
-        if weights is not dense:
+        if weights.dtype != torch.float32:
             self.rounding.store(weights, dense, noise, cells)
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import ONE_BY_ONE, ComposedOptimizer, Pipeline, Stacking, build_pipeline
+from acmsao_cli.optim.decay import decay
 from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
 from acmsao_cli.optim.momentum import momentum
 from acmsao_cli.optim.ratio import ratio
-from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.base import rule
 from acmsao_cli.optim.storage.policy import storage
+from acmsao_cli.optim.write import rounding
 
 SEED = 7
 NUM_STEPS = 5
@@ -34,26 +40,58 @@ SUMMING = frozenset(
 )
 
 
-def every_pipeline() -> Iterator[Pipeline]:
-    """Every rule x storage, bare and with all edits; every other part with every rule."""
-    edits = {
-        "gradient_edits": list(gradient_edit.parts),
-        "direction_edits": list(direction_edit.parts),
-    }
-    for name, kept in itertools.product(rule.parts, storage.parts):
-        yield build_pipeline(name, storage=kept)
-        yield build_pipeline(name, storage=kept, **edits)
-    for name in rule.parts:
-        for station, names in edits.items():
-            for edit in names:
-                yield build_pipeline(name, **{station: [edit]})
-        own = getattr(build_pipeline(name).rule, "momentum", None)
-        for other in sorted(set(momentum.parts) - {part_name(own)}) if own is not None else ():
-            yield build_pipeline(name, storage="factored", momentum=other)
-    for other in sorted(set(ratio.parts) - {"divide"}):
-        yield build_pipeline("adamw", ratio=other)
-    yield build_pipeline("adamw", storage={"default": "factored", "momentum": "bf16"})
-    yield build_pipeline("adamw", storage="bf16", rounding="nearest")
+@dataclass(frozen=True)
+class Case:
+    """A pipeline and the dtype of the weights it steps."""
+
+    pipeline: Pipeline
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.pipeline} on {str(self.dtype).removeprefix('torch.')}"
+
+
+STORAGES = (*storage.parts, "offloaded(factored)", {"default": "factored", "momentum": "bf16"})
+# What is combined with every rule and every storage; a rule without such an option has its own.
+STATIONS: dict[str, tuple[Any, ...]] = {
+    "momentum": tuple(momentum.parts),
+    "ratio": tuple(ratio.parts),
+    "gradient_edits": ((), *((edit,) for edit in gradient_edit.parts), tuple(gradient_edit.parts)),
+    "direction_edits": (
+        (),
+        *((edit,) for edit in direction_edit.parts),
+        tuple(direction_edit.parts),
+    ),
+    "decay": tuple(decay.parts),
+    "rounding": tuple(rounding.parts),
+    "dtype": DTYPES,
+}
+
+
+def combinations() -> Iterator[dict[str, Any]]:
+    """Every rule with every storage; the other stations turn so that all pairs occur."""
+    for (i, name), (j, kept) in itertools.product(enumerate(rule.parts), enumerate(STORAGES)):
+        options = {
+            station: choices[(i + j * (1 + number) + i * j // len(choices)) % len(choices)]
+            for number, (station, choices) in enumerate(STATIONS.items())
+        }
+        if options["rounding"] == "kahan":
+            options["dtype"] = torch.bfloat16
+        yield {"name": name, "storage": kept, **options}
+
+
+def every_case() -> list[Case]:
+    """Every combination that its parts do not refuse, and each rule plain."""
+    cases = [Case(build_pipeline(name), torch.float32) for name in rule.parts]
+    for options in combinations():
+        dtype = options.pop("dtype")
+        known = {field.name for field in dataclasses.fields(rule.parts[options["name"]])}
+        for socket in ("momentum", "ratio"):
+            if socket not in known:
+                del options[socket]
+        with contextlib.suppress(OptimizerError):
+            cases.append(Case(build_pipeline(**options), dtype))
+    return list(dict.fromkeys(cases))
 
 
 def sums(pipeline: Pipeline) -> bool:
@@ -89,15 +127,16 @@ def batches(start: int = 0, stop: int = NUM_STEPS) -> Iterator[Tensor]:
 
 
 def make(
-    pipeline: Pipeline,
+    of: Case | Pipeline,
     dtype: torch.dtype = torch.float32,
     stacking: Stacking | None = None,
     lr: float = 0.01,
 ) -> tuple[Model, ComposedOptimizer]:
-    model = Model(dtype)
+    case = of if isinstance(of, Case) else Case(of, dtype)
+    model = Model(case.dtype)
     optimizer = ComposedOptimizer(
         model.named_parameters(),
-        pipeline,
+        case.pipeline,
         lr=lr,
         weight_decay=0.1,
         seed=SEED,

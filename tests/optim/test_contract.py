@@ -1,32 +1,33 @@
 """The laws that hold for every composition of registered parts."""
 
+import itertools
+
 import pytest
 import torch
 from optim.harness import (
-    DTYPES,
     NUM_STEPS,
+    Case,
     Model,
     assert_same_bits,
     backward,
     batches,
-    every_pipeline,
+    combinations,
+    every_case,
     everything,
     make,
     run,
     sums,
 )
 
-from acmsao_cli.optim import ComposedOptimizer, Pipeline, Stacking, accounting
+from acmsao_cli.optim import ComposedOptimizer, Stacking, accounting
 
-PIPELINES = list(every_pipeline())
-every = pytest.mark.parametrize("pipeline", PIPELINES, ids=str)
-in_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+CASES = every_case()
+every = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 @every
-@in_every_dtype
-def test_stepping_during_backward_equals_stepping_after_it(pipeline: Pipeline, dtype):
-    after, during = make(pipeline, dtype), make(pipeline, dtype)
+def test_stepping_during_backward_equals_stepping_after_it(case: Case):
+    after, during = make(case), make(case)
     run(*after)
     handle = during[1].attach_to_backward(lambda: True)
     run(*during)
@@ -39,9 +40,8 @@ def test_stepping_during_backward_equals_stepping_after_it(pipeline: Pipeline, d
 
 
 @every
-@in_every_dtype
-def test_resumed_equals_uninterrupted(pipeline: Pipeline, dtype):
-    whole, first, second = (make(pipeline, dtype) for _ in range(3))
+def test_resumed_equals_uninterrupted(case: Case):
+    whole, first, second = (make(case) for _ in range(3))
     run(*whole)
     run(*first, stop=3)
     saved = {key: tensor.clone() for key, tensor in first[1].state_tensors().items()}
@@ -52,43 +52,42 @@ def test_resumed_equals_uninterrupted(pipeline: Pipeline, dtype):
 
 
 @every
-@in_every_dtype
-def test_stacked_equals_single(pipeline: Pipeline, dtype):
-    single, stacked = make(pipeline, dtype), make(pipeline, dtype, stacking=Stacking())
+def test_stacked_equals_single(case: Case):
+    single, stacked = make(case), make(case, stacking=Stacking())
     run(*single)
     run(*stacked)
-    if not sums(pipeline):
+    if not sums(case.pipeline):
         assert_same_bits(everything(*single), everything(*stacked))
     for name, value in single[0].named_parameters():
         torch.testing.assert_close(stacked[0].get_parameter(name), value, rtol=1e-2, atol=1e-3)
 
 
 @every
-def test_state_bytes_equal_meta_bytes(pipeline: Pipeline):
-    model, optimizer = make(pipeline, stacking=Stacking())
+def test_state_bytes_equal_meta_bytes(case: Case):
+    model, optimizer = make(case, stacking=Stacking())
     assert optimizer.state_bytes() == 0
     run(model, optimizer, stop=1)
     optimizer.allocate()
     after_one = optimizer.state_bytes()
     run(model, optimizer, start=1, stop=3)
     shapes = [p.shape for p in model.parameters()]
-    assert after_one == optimizer.state_bytes() == accounting.state_bytes(pipeline, shapes)
+    assert after_one == optimizer.state_bytes() == accounting.state_bytes(case.pipeline, shapes)
 
 
 @every
-@in_every_dtype
-def test_workspace_of_a_real_step_equals_the_meta_device(pipeline: Pipeline, dtype):
-    model, optimizer = make(pipeline, dtype, stacking=Stacking())
+def test_workspace_of_a_real_step_equals_the_meta_device(case: Case):
+    model, optimizer = make(case, stacking=Stacking())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    planned = accounting.workspace_bytes(pipeline, [p.shape for p in model.parameters()], dtype)
+    shapes = [p.shape for p in model.parameters()]
+    planned = accounting.workspace_bytes(case.pipeline, shapes, case.dtype)
     assert accounting.step_workspace(optimizer) == planned > 0
 
 
 @every
-def test_learns(pipeline: Pipeline):
+def test_learns(case: Case):
     """A tiny network: a quadratic in the weights would ask OrthoGrad to change their length."""
-    model, optimizer = make(pipeline, lr=0.02)
+    model, optimizer = make(case, lr=0.02)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
@@ -98,9 +97,8 @@ def test_learns(pipeline: Pipeline):
 
 
 @every
-@in_every_dtype
-def test_zero_gradients_stay_finite(pipeline: Pipeline, dtype):
-    model, optimizer = make(pipeline, dtype)
+def test_zero_gradients_stay_finite(case: Case):
+    model, optimizer = make(case)
     for step in range(4):
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, float(step == 2))
@@ -110,25 +108,23 @@ def test_zero_gradients_stay_finite(pipeline: Pipeline, dtype):
 
 
 @every
-@in_every_dtype
-def test_lr_zero_changes_nothing(pipeline: Pipeline, dtype):
-    model, optimizer = make(pipeline, dtype, lr=0.0)
+def test_lr_zero_changes_nothing(case: Case):
+    model, optimizer = make(case, lr=0.0)
     run(model, optimizer)
-    assert_same_bits(Model(dtype).state_dict(), model.state_dict())
+    assert_same_bits(Model(case.dtype).state_dict(), model.state_dict())
 
 
 @every
-def test_a_parameter_without_gradient_is_left_alone(pipeline: Pipeline):
-    model, optimizer = make(pipeline)
+def test_a_parameter_without_gradient_is_left_alone(case: Case):
+    model, optimizer = make(case)
     run(model, optimizer)
-    assert torch.equal(model.spare, Model(torch.float32).spare)
+    assert torch.equal(model.spare, Model(case.dtype).spare)
     assert not any(key.startswith("spare/") for key in optimizer.state_tensors())
 
 
 @every
-@in_every_dtype
-def test_gradients_are_not_modified(pipeline: Pipeline, dtype):
-    model, optimizer = make(pipeline, dtype)
+def test_gradients_are_not_modified(case: Case):
+    model, optimizer = make(case)
     backward(model, next(batches()))
     before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     optimizer.step()
@@ -136,16 +132,25 @@ def test_gradients_are_not_modified(pipeline: Pipeline, dtype):
 
 
 @every
-def test_a_step_on_the_meta_device_runs(pipeline: Pipeline):
-    model = Model(torch.bfloat16).to("meta")
-    optimizer = ComposedOptimizer(model.named_parameters(), pipeline, lr=0.1)
+def test_a_step_on_the_meta_device_runs(case: Case):
+    model = Model(case.dtype).to("meta")
+    optimizer = ComposedOptimizer(model.named_parameters(), case.pipeline, lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     assert optimizer.state_bytes() > 0
 
 
-@every
-def test_the_signature_names_every_part(pipeline: Pipeline):
-    assert len({p.signature() for p in PIPELINES}) == len(PIPELINES)
-    assert str(pipeline) == pipeline.signature()
+def test_the_signature_names_every_part():
+    pipelines = {case.pipeline for case in CASES}
+    assert len({pipeline.signature() for pipeline in pipelines}) == len(pipelines)
+    assert all(str(pipeline) == pipeline.signature() for pipeline in pipelines)
+
+
+def test_every_pair_of_parts_is_among_the_cases():
+    """Storages with rules, and every choice of a station with each of another's."""
+    rows = list(combinations())
+    for one, other in itertools.combinations(rows[0], 2):
+        wanted = set(itertools.product({str(r[one]) for r in rows}, {str(r[other]) for r in rows}))
+        impossible = {("kahan", "torch.float32")}  # fp32 weights lose nothing
+        assert wanted - {(str(r[one]), str(r[other])) for r in rows} <= impossible, (one, other)

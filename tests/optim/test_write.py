@@ -66,7 +66,7 @@ def test_kahan_weights_take_the_course_of_fp32_weights():
 
 
 def test_kahan_is_refused_for_weights_that_lose_nothing():
-    with pytest.raises(OptimizerError, match="`first` is torch.float32") as caught:
+    with pytest.raises(OptimizerError, match="`first` is") as caught:
         make(build_pipeline("adamw", rounding="kahan"))
     assert caught.value.hint
 
