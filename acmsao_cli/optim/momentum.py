@@ -169,11 +169,14 @@ class AdEMAMix(Momentum):
     alpha: Course = 5.0
     warmup: int = 0
 
-    slots = (Slot("momentum", gradient_like=True), Slot("slow_momentum"))
-
     def __post_init__(self) -> None:
         check_decay("slow_beta", self.slow_beta, "typical: 0.9999")
         _check_warmup(self.warmup)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Both averages."""
+        return (*Ema.slots, Slot("slow_momentum"))
 
     def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return m1 + alpha m2."""
@@ -186,12 +189,22 @@ class AdEMAMix(Momentum):
         """Return m1 / correction + alpha m2."""
         share = progress(ctx.step, self.warmup)
         slow_beta = decay_between(beta, value_at(self.slow_beta, ctx.step), share)
-        fast = corrected(_average(grad, cells, "momentum", beta), correction)
+        fast = at_decay(Ema(), beta).advance(grad, cells, ctx, beta, correction)
         slow = _average(grad, cells, "slow_momentum", slow_beta)
         return plus(fast, slow, self._alpha(ctx))
 
     def _alpha(self, ctx: Context) -> Scalar:
         return between(0.0, value_at(self.alpha, ctx.step), progress(ctx.step, self.warmup))
+
+
+@dataclass(frozen=True)
+class SlowOnly(AdEMAMix):
+    """AdEMAMix whose fast average is the gradient, as its paper proposes where memory is short."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slow average."""
+        return (Slot("slow_momentum"),)
 
 
 @dataclass(frozen=True)
@@ -216,7 +229,11 @@ def at_decay(chosen: Momentum, beta: float) -> Momentum:
 
     A rule that takes its momentum from here has no slot for what would only repeat the gradient.
     """
-    return Nothing() if beta == 0 and isinstance(chosen, Ema) else chosen
+    if beta == 0 and isinstance(chosen, Ema):
+        return Nothing()
+    if beta == 0 and isinstance(chosen, AdEMAMix):
+        return SlowOnly(chosen.slow_beta, chosen.alpha, chosen.warmup)
+    return chosen
 
 
 def corrected(average: Tensor, correction: Scalar) -> Tensor:

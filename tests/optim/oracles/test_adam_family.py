@@ -10,12 +10,12 @@ from acmsao_cli.optim import build_pipeline
 
 LR = 0.01
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-FP32 = 5e-5  # what fp32 arithmetic differs from float64 in a dozen steps of ADOPT and others
+FP32 = 3e-5  # what our fp32 arithmetic may differ from float64 in a dozen steps
 
 
-def assert_agrees(pipeline, make, shape, *, lr=LR, dtype=torch.float64, within=FP32):
+def assert_agrees(pipeline, make, shape, *, lr=LR, dtype=torch.float64):
     found, expected = ours(pipeline, shape, lr=lr), theirs(make, shape, dtype=dtype)
-    assert relative_error(found, expected, shape) < within
+    assert relative_error(found, expected, shape) < FP32
 
 
 @shapes
@@ -131,6 +131,13 @@ ADAMW_FORMS = {
         },
         {"use_AdEMAMix": True, "beta3_ema": 0.99, "alpha": 3.0},
     ),
+    "ademamix_without_fast": (
+        {
+            "betas": (0.0, 0.999),
+            "momentum": {"name": "ademamix", "slow_beta": 0.99, "alpha": 3.0},
+        },
+        {"betas": (0.0, 0.999), "use_AdEMAMix": True, "beta3_ema": 0.99, "alpha": 3.0},
+    ),
     "grams": ({"direction_edits": ["grams"]}, {"grams_moment": True}),
     "cautious": ({"direction_edits": ["cautious"]}, {"cautious_mask": True}),
     "orthograd": ({"gradient_edits": ["orthograd"]}, {"orthogonal_gradient": True}),
@@ -155,7 +162,6 @@ def test_adv_optm_adamw(form, shape, factored):
         ),
         shape,
         dtype=torch.float32,
-        within=2e-4,
     )
 
 
@@ -178,8 +184,8 @@ ADOPT_FORMS = {
 def test_adv_optm_adopt(form, shape, factored):
     peers = pytest.importorskip("adv_optm")
     options, theirs_too = ADOPT_FORMS[form]
-    if factored and form == "atan2" and len(shape) == 2:
-        pytest.skip("its first step divides by a factored v, ours by the gradient's own size")
+    # Its first step divides by a v that went through the factors, ours by the gradient's own size.
+    shape = (9,) if factored and form == "atan2" else shape
     assert_agrees(
         build_pipeline("adopt", storage="factored" if factored else "fp32", **options),
         lambda p: peers.Adopt_adv(
@@ -187,5 +193,4 @@ def test_adv_optm_adopt(form, shape, factored):
         ),
         shape,
         dtype=torch.float32,
-        within=1e-3,
     )

@@ -66,6 +66,22 @@ def test_no_first_moment_needs_no_slot(shape):
 
 
 @shapes
+def test_ademamix_without_its_fast_average_keeps_the_slow_one_alone(shape):
+    options = {"slow_beta": 0.99, "alpha": 3.0, "warmup": 10}
+    betas = (0.0, 0.999)
+    pipeline = build_pipeline("adamw", betas=betas, momentum={"name": "ademamix", **options})
+    assert [slot.name for slot in pipeline.rule.slots] == ["slow_momentum", "mean_square"]
+    weights, grads = stream(shape)
+    w, slow, v = weights.double(), 0.0, 0.0
+    for t, grad in enumerate(grads, start=1):
+        g, share = grad.double(), min(t / 10, 1.0)
+        b3 = 0.99 ** (1 / share)  # a half-life that grows from 0
+        slow, v = b3 * slow + (1 - b3) * g, 0.999 * v + 0.001 * g**2
+        w = w - 0.01 * (g + 3.0 * share * slow) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+    torch.testing.assert_close(ours(pipeline, shape, lr=0.01), w, **CLOSE)
+
+
+@shapes
 @pytest.mark.parametrize("late", [False, True])
 def test_ademamix_warms_up_as_in_the_paper(shape, late):
     options = {"slow_beta": 0.99, "alpha": 3.0, "warmup": 10}
