@@ -104,29 +104,140 @@ def presets() -> str:
     return rows("| preset | for | budget | gradient checkpointing | full: optimizer state |", lines)
 
 
-def optimizer_parts() -> str:
-    """Everything registered in the optimizer core."""
+def parts_of(*kinds: str) -> str:
+    """The registered parts of these kinds, with their options."""
     from acmsao_cli.optim import catalog
 
     return rows(
-        "| part | name | options | what it does |",
+        "| name | options | what it does |",
         (
-            f"| {part.kind} | `{part.name}` | {options(part.options)} | {part.summary} |"
+            f"| `{part.name}` | {options(part.options)} | {part.summary} |"
             for part in catalog.describe()
+            if part.kind in kinds
         ),
     )
 
 
 def options(defaults: Mapping[str, str]) -> str:
     """A part's options with their defaults."""
-    return ", ".join(f"`{name}={default}`" for name, default in defaults.items())
+    from acmsao_cli.cli.optimizer_sheet import short
+
+    return ", ".join(
+        f"`{name}`" if default == "required" else f"`{name}={short(default)}`"
+        for name, default in defaults.items()
+    )
+
+
+def rules() -> str:
+    """Every rule with what to begin with."""
+    from acmsao_cli.config.recommended import RECOMMENDED
+    from acmsao_cli.optim import catalog
+
+    return rows(
+        "| rule | what it does | begin with: LoRA | full weights |",
+        (
+            f"| `{part.name}` | {part.summary} | {advice(part.name, 'lora', RECOMMENDED)} | "
+            f"{advice(part.name, 'full', RECOMMENDED)} |"
+            for part in catalog.describe()
+            if part.kind == "optimizer"
+        ),
+    )
+
+
+def advice(rule: str, method: str, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What is recommended of a rule for a method, as a recipe says it."""
+    from acmsao_cli.config.parts import spoken
+
+    values = table.get(rule, {}).get(method, {})
+    told = {key: spoken(value) for key, value in values.items()}
+    return ", ".join(f"`{key}: {value}`" for key, value in told.items())
+
+
+def storages() -> str:
+    """What each storage does, and its bytes for SDXL's UNet."""
+    from acmsao_cli.cli.optimizer_sheet import shapes_of, state_bytes
+    from acmsao_cli.optim import catalog
+
+    shapes = shapes_of("sdxl")
+    told = []
+    for part in catalog.describe():
+        if part.kind == "storage":
+            sizes = [state_bytes(rule, part.name, shapes) for rule in ("adamw", "lion")]
+            each = sizes[0] / shapes.num_elements
+            gigabytes = " | ".join(f"{size / 1e9:.3f}" for size in sizes)
+            told.append(
+                (sizes[0], f"| `{part.name}` | {part.summary} | {gigabytes} | {each:.3f} |")
+            )
+    return rows(
+        "| storage | what it does | adamw, GB | lion, GB | adamw, bytes each |",
+        (line for _, line in sorted(told)),
+    )
+
+
+def company() -> str:
+    """Rules beside the parts they go with."""
+    from acmsao_cli.optim import catalog
+    from acmsao_cli.optim.features import features
+
+    names = [part.name for part in catalog.describe() if part.kind == "optimizer"]
+    found = {name: features(name) for name in names}
+    kinds = list(dict.fromkeys(feature.kind for feature in found[names[0]]))
+    return rows(
+        f"| rule | {' | '.join(kinds)} |",
+        (
+            f"| `{name}` | {' | '.join(company_of(found[name], kind) for kind in kinds)} |"
+            for name in names
+        ),
+    )
+
+
+def company_of(features: Iterable[Any], kind: str) -> str:
+    """The parts of a kind that fit: all, none, or which."""
+    alike = [feature for feature in features if feature.kind == kind]
+    fitting = [feature.name for feature in alike if feature.refused is None]
+    if len(alike) == 1:
+        return "yes" if fitting else "no"
+    if len(fitting) == len(alike):
+        return "all"
+    return ", ".join(f"`{name}`" for name in fitting) or "none"
+
+
+def other_names() -> str:
+    """The optimizers of adv_optm, with their defaults in our keys."""
+    from acmsao_cli.config.aliases import SEEDS, translate
+    from acmsao_cli.config.parts import spoken
+
+    spellings = {
+        "adam_adv": "Adam_Adv",
+        "adopt_adv": "Adopt_Adv",
+        "prodigy_adv": "Prodigy_Adv",
+        "simplified_ademamix": "Simplified_AdEMAMix",
+        "lion_adv": "Lion_Adv",
+        "prodigy_lion_adv": "Prodigy_Lion_Adv",
+    }
+    lines = []
+    for name, seed in SEEDS.items():
+        values = translate(seed, {}).values
+        told = {key: spoken(value) for key, value in values.items()}
+        ours = ", ".join(f"`{key}: {value}`" for key, value in told.items())
+        lines.append(f"| `{spellings[name]}` | {ours} |")
+    return rows("| name | here |", lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "recipe_keys": recipe_keys,
     "recipes": recipes,
     "presets": presets,
-    "optimizer_parts": optimizer_parts,
+    "rules": rules,
+    "rule_options": lambda: parts_of("optimizer"),
+    "momenta": lambda: parts_of("momentum"),
+    "ratios": lambda: parts_of("ratio"),
+    "edits": lambda: parts_of("gradient edit", "direction edit"),
+    "writing": lambda: parts_of("decay", "rounding"),
+    "schedules": lambda: parts_of("schedule"),
+    "storages": storages,
+    "company": company,
+    "other_names": other_names,
 }
 
 

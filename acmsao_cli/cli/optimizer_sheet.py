@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from acmsao_cli import builtin
 from acmsao_cli.cli.quiet import quiet_libraries
+from acmsao_cli.config.parts import spoken
 from acmsao_cli.config.recommended import RECOMMENDED
 from acmsao_cli.errors import ConfigError
 
@@ -25,6 +26,7 @@ UNET_SHAPES = builtin.FOLDER / "sdxl_unet_shapes.json"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 PAGE = re.compile(r"\b\w+\.github\.io\b")
 PART_WITH_OPTIONS = re.compile(r"\b([a-z]\w*)\(.*\)", re.DOTALL)
+IN_YAML = {"True": "true", "False": "false", "None": "null", "inf": ".inf"}
 METHODS = ("lora", "full")
 
 
@@ -128,15 +130,22 @@ def option_rows(entry: Entry) -> list[OptionRow]:
         OptionRow(
             key,
             short(entry.options.get(key, "")),
-            *(_spoken(advised.get(method, {}).get(key)) for method in METHODS),
+            *(_advice(advised, method, key) for method in METHODS),
         )
         for key in (*shared, *entry.options)
     ]
 
 
-def short(composition: str) -> str:
-    """A part without its options: `adamw(betas=...)` is `adamw`."""
-    return PART_WITH_OPTIONS.sub(r"\1", composition).strip("'")
+def _advice(advised: Mapping[str, Mapping[str, Any]], method: str, key: str) -> str:
+    values = advised.get(method, {})
+    return spoken(values[key]) if key in values else ""
+
+
+def short(default: str) -> str:
+    """A default as a recipe would say it, a part without its options: `adamw(...)` is `adamw`."""
+    if default.startswith("("):
+        return f"[{default[1:-1]}]"
+    return IN_YAML.get(default) or PART_WITH_OPTIONS.sub(r"\1", default).strip("'")
 
 
 def paper_of(summary: str) -> str:
@@ -178,11 +187,3 @@ def shapes_of(model: str) -> Shapes:
         for _, parameter in group.parameters
     )
     return Shapes(f"what recipe {model} trains", counts)
-
-
-def _spoken(value: Any) -> str:
-    from acmsao_cli.config.parts import spoken
-
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else spoken(value)

@@ -67,10 +67,12 @@ def show(
 
 def print_part(part: Entry) -> None:
     """A part that is no rule: what it does, and its options with their defaults."""
+    from acmsao_cli.cli.optimizer_sheet import short
+
     typer.echo(f"{part.name} ({part.kind})")
     print_text(part.summary, indent=2)
     if part.options:
-        print_table(part.options.items(), indent=4)
+        print_table(((key, short(default)) for key, default in part.options.items()), indent=4)
 
 
 def print_sheet(sheet: Sheet) -> None:

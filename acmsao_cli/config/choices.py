@@ -49,9 +49,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Option:
-    """What an option takes; empty for what no recipe can say."""
+    """What an option takes; `required` where it has no default."""
 
     wanted: tuple[Wanted, ...]
+    required: bool = False
 
 
 Options: TypeAlias = Mapping[str, Option]
@@ -133,8 +134,8 @@ def _options(
         match statement:
             case ast.AnnAssign(annotation=ast.Subscript(value=ast.Name(id="ClassVar"))):
                 continue
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                found[name] = Option(tuple(_wanted(annotation, aliases)))
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=default):
+                found[name] = Option(tuple(_wanted(annotation, aliases)), default is None)
     return found
 
 

@@ -52,7 +52,11 @@ def settle_options(
 ) -> tuple[dict[str, Any], list[Complaint]]:
     """Settle what is given to the part `name`, which has the options `known`."""
     values: dict[str, Any] = {}
-    complaints: list[Complaint] = []
+    missing = [option for option, one in known.items() if one.required and option not in given]
+    complaints = [
+        Complaint(f"{where} names `{name}` without its `{option}`", words_for(known[option].wanted))
+        for option in missing
+    ]
     for option, value in given.items():
         if option not in known:
             values[option] = value  # left to be told of

@@ -5,6 +5,7 @@ Such a mapping is one value: the layers replace it whole, and it has one origin.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
@@ -56,7 +57,11 @@ def spoken(value: Any) -> str:
     if isinstance(value, Mapping):
         rest = {key: inner for key, inner in value.items() if key != "name"}
         return called(str(value.get("name")), rest)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}" if math.isfinite(value) else f".{value}"
+    return str(value)
 
 
 def _shortest_part(part: str | Part) -> str | Part:

@@ -47,7 +47,7 @@ class Entry:
     kind: str
     name: str
     summary: str  # first paragraph of its docstring
-    options: Mapping[str, str]  # name -> default
+    options: Mapping[str, str]  # name -> default, or "required"
 
 
 def build_pipeline(
@@ -106,7 +106,7 @@ def describe() -> list[Entry]:
             registry.kind,
             name,
             _summary(part),
-            {option: signature(value) for option, value in _defaults(part).items()},
+            {option: _default_text(value) for option, value in _defaults(part).items()},
         )
         for registry in REGISTRIES
         for name, part in registry.parts.items()
@@ -125,6 +125,10 @@ def _value(option: str, value: Any) -> Any:
 def _summary(part: Any) -> str:
     paragraph = (inspect.getdoc(part) or "").partition("\n\n")[0]
     return " ".join(paragraph.split())
+
+
+def _default_text(value: Any) -> str:
+    return "required" if value is dataclasses.MISSING else signature(value)
 
 
 def _defaults(part: Callable[..., Any]) -> dict[str, Any]:

@@ -145,6 +145,11 @@ BROKEN = {
         "`optimizer.eps` names an unknown schedule `milestone`",
         "did you mean `milestones`?",
     ),
+    "schedule without its course": (
+        "{eps: {name: milestones, steps: [1]}}",
+        "`optimizer.eps` names `milestones` without its `values`",
+        "a list, each a number",
+    ),
     "schedule of what has none": (
         "{name: prodigy, d0: {name: power}}",
         "`optimizer.d0` must be a number; found {'name': 'power'}",

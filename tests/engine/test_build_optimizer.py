@@ -29,7 +29,8 @@ def recipe_with(optimizer: dict[str, Any]) -> Recipe:
 
 
 def built(optimizer: dict[str, Any]) -> Any:
-    group = ParameterGroup((("weight", nn.Parameter(torch.ones(4, 3))),))
+    bias = nn.Parameter(torch.ones(3))
+    group = ParameterGroup((("weight", nn.Parameter(torch.ones(4, 3))), ("bias", bias)), lr=0.5)
     trainee: Any = SimpleNamespace(parameter_groups=lambda: [group])
     return build_optimizer(recipe_with(optimizer), trainee)
 
@@ -46,10 +47,50 @@ def built(optimizer: dict[str, Any]) -> Any:
             "gradient_edits": ["orthograd", {"name": "rms_clip", "limit": 0.5}],
             "direction_edits": ["cautious"],
         },
+        {"decay": "cautious", "rounding": "nearest", "amsgrad": True},
+        {"eps": {"name": "milestones", "steps": [10], "values": [1e-8, 1e-6]}},
+        {"storage": "offloaded(bf16)"},
+        {"name": "a2grad", "beta": 5.0, "variant": "exp"},
+        {"name": "prodigy", "inner": {"name": "adopt", "momentum": "ademamix"}, "d0": 1e-5},
     ],
 )
 def test_the_recipes_parts_are_the_pipelines(parts: dict[str, Any]) -> None:
-    assert built(parts).pipeline == build_pipeline("adamw", **parts)
+    assert built(parts).pipeline == build_pipeline(**{"name": "adamw", **parts})
+
+
+def test_equal_settings_are_equal_pipelines_however_they_are_written() -> None:
+    whole, fraction = {"momentum": {"name": "ademamix", "alpha": 2}}, {"inner": {"name": "lion"}}
+    assert "alpha=2.0" in built(whole).pipeline.signature()
+    assert (
+        built({"name": "prodigy", **fraction}).pipeline
+        == built({"name": "prodigy", "inner": "lion"}).pipeline
+    )
+
+
+def test_layers_have_their_own_pipelines_and_rates() -> None:
+    optimizer = built(
+        {
+            "betas": (0.8, 0.9),
+            "weight_decay": 0.1,
+            "layers": [
+                {"match": "*weight", "name": "muon", "scale": "match_rms_adamw", "lr": 2.0},
+                {"ndim": 1, "weight_decay": 0.0},
+            ],
+        }
+    )
+    weight, bias = optimizer.param_groups
+    assert optimizer.pipelines[1:] == (
+        build_pipeline("muon", scale="match_rms_adamw"),
+        build_pipeline("adamw", betas=(0.8, 0.9)),
+    )
+    assert (weight["layer"], weight["lr"], weight["initial_lr"]) == (1, 2.0, 2.0)
+    assert (weight["weight_decay"], bias["weight_decay"]) == (0.1, 0.0)
+    assert (bias["layer"], bias["lr"]) == (2, 0.5)
+
+
+def test_a_pattern_that_fits_nothing_is_named() -> None:
+    with pytest.raises(OptimizerError, match="match=\\*attn\\*"):
+        built({"layers": [{"match": "*attn*", "lr": 1.0}]})
 
 
 @pytest.mark.parametrize(
