@@ -1,0 +1,40 @@
+"""Run under Triton's interpreter: the CUDA kernel against its pipeline, on small tiles."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from optim.kernels.twins import assert_close, both, gradients
+
+from acmsao_cli.optim import build_pipeline
+from acmsao_cli.optim.kernels import cuda
+from acmsao_cli.optim.kernels.parts import recognise
+
+CASES = [
+    ("adamw", {"storage": "factored"}, torch.bfloat16),
+    ("adamw", {"storage": "factored", "ratio": "atan2", "rounding": "nearest"}, torch.bfloat16),
+    ("adamw", {"storage": {"default": "factored", "momentum": "bf16"}}, torch.float32),
+    ("adamw", {"storage": "bf16", "betas": (0.0, 0.99)}, torch.bfloat16),
+    ("adamw", {"storage": "fp32"}, torch.float32),
+    ("lion", {"storage": "factored"}, torch.bfloat16),
+    ("lion", {"storage": "bf16"}, torch.float32),
+]
+ROWS_AND_A_REST, VECTORS, UNEVEN = (1, 18, 40), (2, 1, 41), (1, 5, 7)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cuda.BLOCK_ROWS, cuda.TILE_COLS = 16, 32  # several of each in a small parameter
+    warnings.simplefilter("error")
+    for rule, options, dtype in CASES:
+        pipeline = build_pipeline(rule, **options)
+        kernel = cuda.kernel(recognise(pipeline, dtype))
+        for shape in (ROWS_AND_A_REST, VECTORS, UNEVEN):
+            grads = gradients(shape, dtype, 2)
+            grads[1][:, 0] = 0
+            assert_close(*both(pipeline, shape, dtype, grads, kernel, maximize=rule == "lion"))
+
+
+if __name__ == "__main__":
+    main()
