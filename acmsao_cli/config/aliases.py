@@ -59,7 +59,7 @@ def translate(seed: Seed, written: Given) -> Translated:
     if any(settle(_wanted(o, seed.defaults[o]), v, o).complaints for o, v in written.items()):
         return Translated({}, complaints)
     inside = {"name": seed.rule, **seed.options(given)}
-    estimate = {key: given[key] for key in ESTIMATE if key in given}
+    estimate = {key: v for key, v in given.items() if key in ESTIMATE and v != math.inf}
     outside = {"name": "prodigy", "inner": inside, **estimate} if seed.estimates else inside
     values = {**outside, **_stations(given)}
     return Translated({k: v for k, v in values.items() if v is not None}, complaints)

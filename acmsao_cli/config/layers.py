@@ -199,7 +199,8 @@ def in_our_words(
             places[_path(key)] = origins[deciding[-1] if deciding else _path("name")]
         elif deciding:
             message = f"`{deciding[-1]}` decides `{_path(key)}`, which is set too"
-            problems.append(Problem(message, origins[deciding[-1]].place, "say it in one way"))
+            hint = f"say it in one way, as `{_path(key)}`"
+            problems.append(Problem(message, origins[deciding[-1]].place, hint))
     return ours, places, problems
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from acmsao_cli.config.aliases import seed_called, wanted_by
+from acmsao_cli.config.aliases import SEEDS, seed_called, wanted_by
 from acmsao_cli.config.choices import Wanted, parts, rules_with
 from acmsao_cli.config.optimizer import OptimizerSection
 from acmsao_cli.config.options import words_for
@@ -51,12 +51,10 @@ def json_schema(family: str | None = None) -> dict[str, Any]:
 
 
 def _any_option() -> dict[str, Any]:
-    """Return the schema of every rule's own options, for all alike: the name decides later."""
-    return {
-        key: {"description": f"of {', '.join(rules_with(key))}"}
-        for rule in parts()["rule"].values()
-        for key in rule
-    }
+    """Return the schema of all rules' own options, and of adv_optm's: the name decides later."""
+    ours = {key: ", ".join(rules_with(key)) for rule in parts()["rule"].values() for key in rule}
+    theirs = {option: "adv_optm" for seed in SEEDS.values() for option in wanted_by(seed)}
+    return {key: {"description": f"of {whose}"} for key, whose in {**theirs, **ours}.items()}
 
 
 @functools.cache

@@ -124,6 +124,9 @@ def test_a_schema_for_editors_knows_every_key_and_allows_no_other() -> None:
         json.dumps(schema)
         assert schema["additionalProperties"] is False
         assert {"model", "method", "data"} == set(schema["required"])
+        optimizer = schema["$defs"]["OptimizerSection"]
+        assert {"lr", "d0", "inner", "use_atan2"} <= set(optimizer["properties"])
+        assert optimizer["additionalProperties"] is False
     both = json_schema()
     assert {"SdxlRecipe", "CausalLmRecipe"} <= set(both["$defs"])
 
