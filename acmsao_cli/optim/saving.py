@@ -18,6 +18,7 @@ from acmsao_cli.optim import registry
 from acmsao_cli.optim.batches import Member, matrix_shape
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.rules.base import Rule
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Pieces
 from acmsao_cli.optim.storage.policy import DEFAULT, Storage, build_storage
@@ -65,7 +66,14 @@ def header(optimizer: ComposedOptimizer) -> dict[str, Any]:
 def memory_kind(pipeline: Pipeline) -> str:
     """The rule and what it remembers: equal for pipelines whose state means the same."""
     slots = ", ".join(f"{name}:{slot.role.value}" for name, slot in pipeline.cells())
-    return f"{registry.part_name(pipeline.rule)}[{slots}]"
+    return f"{_rule_name(pipeline.rule)}[{slots}]"
+
+
+def _rule_name(rule: Rule) -> str:
+    """The rule's name, with that of the one it wraps."""
+    inner = getattr(rule, "inner", None)
+    name = registry.part_name(rule)
+    return name if inner is None else f"{name}({_rule_name(inner)})"
 
 
 def load(optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str, Any]) -> list[str]:

@@ -69,15 +69,22 @@ STATIONS: dict[str, tuple[Any, ...]] = {
 
 
 def combinations() -> Iterator[dict[str, Any]]:
-    """Every rule with every storage; the other stations turn so that all pairs occur."""
-    for (i, name), (j, kept) in itertools.product(enumerate(rule.parts), enumerate(STORAGES)):
-        options = {
-            station: choices[(i + j * (1 + number) + i * j // len(choices)) % len(choices)]
-            for number, (station, choices) in enumerate(STATIONS.items())
-        }
-        if options["rounding"] == "kahan":
-            options["dtype"] = torch.bfloat16
-        yield {"name": name, "storage": kept, **options}
+    """Every rule with every storage; the other stations are chosen so that all pairs occur."""
+    met: set[tuple[str, str, str, str]] = set()
+    for name, kept in itertools.product(rule.parts, STORAGES):
+        row: dict[str, Any] = {"name": name, "storage": kept}
+        for station, choices in STATIONS.items():
+            row[station] = max(choices, key=lambda c: len(pairs(row | {station: c}) - met))  # noqa: B023
+        if row["rounding"] == "kahan":
+            row["dtype"] = torch.bfloat16
+        met |= pairs(row)
+        yield row
+
+
+def pairs(row: dict[str, Any]) -> set[tuple[str, str, str, str]]:
+    """The pairs of choices in a row."""
+    every = itertools.combinations(row.items(), 2)
+    return {(one, str(a), other, str(b)) for (one, a), (other, b) in every}
 
 
 def every_case() -> list[Case]:
