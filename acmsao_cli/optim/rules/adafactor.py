@@ -23,7 +23,7 @@ _LARGEST_RELATIVE_STEP: Final = 1e-2
 class Adafactor(Rule):
     """Root mean square from row and column means (Shazeer & Stern 2018, arXiv:1804.04235).
 
-    b = 1 - t^-decay_rate      R <- b R + (1 - b) mean_cols(g^2 + eps1)      C likewise over the rows
+    b = 1 - t^-decay_rate      R <- b R + (1 - b) mean_cols(g^2 + eps1)      C alike over the rows
     u = g / sqrt(R C / mean(R)), shrunk to a root mean square of at most `clip`
 
     Of a vector, which is one row, C is the exact mean square. The learning rate is the run's, as
