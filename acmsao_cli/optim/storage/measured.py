@@ -18,14 +18,16 @@ from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
 
 @dataclass(frozen=True)
 class Measured(Codec):
-    """A sign and an even step of value / unit, to the nearest and at most `top`.
+    """A sign and the size of value / unit, to the nearest of 2^(bits-1) levels up to `top`.
 
-    Two bits are (+-1/3, +-1) top; more of them have a zero. Zero where the unit is, whatever the
-    code. Levels and their reasons: docs/decisions/004-momentum-in-units-of-its-spread.md.
+    Levels grow as the power 1.5 of their number; one bit beside the sign is too little for a zero
+    among them. Zero where the unit is, whatever the code. Where the numbers come from:
+    docs/decisions/004-momentum-in-units-of-its-spread.md.
     """
 
     bits: int
     top: float
+    power: float = 1.5
 
     @property
     def measured(self) -> bool:
@@ -48,38 +50,39 @@ class Measured(Codec):
         assert unit is not None
         codes = unpack(pieces["code"], self.bits, unit.shape[1] * unit.shape[2])
         codes, signs = split_sign(codes, self.bits)
-        value = codes.float().add_(self._lowest).mul_(self._step).mul_(signs)
-        return value.reshape(unit.shape).mul_(unit)
+        level = (codes + self._lowest).div_(self._highest).pow_(self.power).mul_(self.top)
+        return level.mul_(signs).reshape(unit.shape).mul_(unit)
 
     def write(
         self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
     ) -> None:
         """Count the value in units; where the unit is zero nothing is kept."""
         assert unit is not None
-        index = value.abs().div_(unit).nan_to_num_(nan=0.0).div_(self._step)
-        index.add_(0.5 - self._lowest).floor_().clamp_(max=self._highest)
+        size = value.abs().div_(unit).nan_to_num_(nan=0.0).div_(self.top)
+        place = size.clamp_(max=1.0).pow_(1 / self.power).mul_(self._highest)
+        index = place.add_(0.5 - self._lowest).floor_().clamp_(max=self._highest)
         codes = with_sign(index.to(torch.uint8), value < 0, self.bits)
         pieces["code"].copy_(pack(codes.flatten(1), self.bits))
 
     @property
     def _lowest(self) -> float:
-        """The level of code 0, in steps."""
+        """Place of code 0 on the way to the top's."""
         return 0.5 if self.bits == 2 else 0.0
 
     @property
-    def _highest(self) -> int:
-        return (1 << (self.bits - 1)) - 1
-
-    @property
-    def _step(self) -> float:
-        return self.top / (self._highest + self._lowest)
+    def _highest(self) -> float:
+        """Place of the last code."""
+        return (1 << (self.bits - 1)) - 1 + self._lowest
 
 
 @storage("factored_2bit")
 def factored_2bit() -> ByRole:
     """Factored second moment, two bits for each element of its momentum; others as in factored."""
     return ByRole(
-        "factored_2bit", signed=SignedRank1(), positive=Rank1(), measured=Measured(2, top=0.25)
+        "factored_2bit",
+        signed=SignedRank1(),
+        positive=Rank1(),
+        measured=Measured(2, 0.28, power=1.14),
     )
 
 
@@ -87,7 +90,7 @@ def factored_2bit() -> ByRole:
 def factored_4bit() -> ByRole:
     """Factored second moment, four bits for each element of its momentum and 4.125 of others."""
     others = Blockwise(4, power=1.5, stochastic=False)
-    return ByRole("factored_4bit", signed=others, positive=Rank1(), measured=Measured(4, top=0.5))
+    return ByRole("factored_4bit", signed=others, positive=Rank1(), measured=Measured(4, top=0.65))
 
 
 @storage("factored_8bit")
