@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, Final, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ from acmsao_cli.optim.totals import Totals
 
 Named: TypeAlias = tuple[str, Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.complex64)
+_OURS: Final = (  # what torch's optimizer does not have
+    *("pipelines", "seed", "global_step", "use_kernels", "_layers", "_stacking", "members"),
+    *("_member_of", "_batches", "_place", "_states", "steps", "_stepped", "_norms"),
+    *("_contributions", "_gradient_norm", "shared"),
+)
 
 
 @dataclass(frozen=True)
@@ -280,12 +286,37 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return saving.load(self, tensors, header)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and header, for tools that expect torch's name."""
-        return {"tensors": self.state_tensors(), "header": self.state_header()}
+        """Return torch's form, `state` by number and `param_groups`, with the header beside them.
+
+        As in torch, its tensors are the state itself.
+        """
+        return {**super().state_dict(), saving.HEADER: self.state_header()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; torch's own loader would cast packed state."""
-        self.load_state(state_dict["tensors"], state_dict["header"])
+        """Continue from what `state_dict` returned, also before the first step.
+
+        Groups take over their saved options, as in torch; of other differences it warns. Torch's
+        own loader would cast packed state. Parameters may have moved to another device before.
+        """
+        for prepare in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = prepare(self, state_dict) or state_dict
+        self._follow_parameters()
+        for notice in saving.load_torch_form(self, state_dict):
+            warnings.warn(notice, stacklevel=2)
+        for finish in self._optimizer_load_state_dict_post_hooks.values():
+            finish(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything of ours, for copy and pickle; hooks stay behind, as in torch."""
+        ours = {key: value for key, value in vars(self).items() if key in _OURS}
+        return {**super().__getstate__(), **ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take everything over; a pickled view is a copy, so views are taken anew."""
+        super().__setstate__(state)
+        for batch in self._batches:
+            if batch.members[0].number in self._states:
+                self._show(batch)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, split by the layers' patterns; its parameters have no state yet."""
@@ -321,12 +352,29 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self.members += members
         self.steps += [0] * len(members)
         self._member_of |= {member.parameter: member for member in members}
+        self._plan(members)
+
+    def _plan(self, members: list[Member]) -> None:
+        """Give members of one group their places in batches."""
         batches = plan_batches(members, self._stacking)
         self._batches += batches
         for batch in batches:
             self._place |= {m.number: (batch, index) for index, m in enumerate(batch.members)}
             for totals in self._every_total():
                 totals.reserve(batch.device, len(self.members))
+
+    def _follow_parameters(self) -> None:
+        """Plan anew if parameters moved to another device; their state is forgotten."""
+        if all(batch.numbers.device == batch.device for batch in self._batches):
+            return
+        self._batches, self._place, self._states = [], {}, {}
+        self.state.clear()
+        for group in range(len(self.param_groups)):
+            self._plan([member for member in self.members if member.group == group])
+        device = self.members[0].parameter.device
+        self.shared = [
+            {name: number.to(device) for name, number in shared.items()} for shared in self.shared
+        ]
 
     def _initial_numbers(self, pipeline: Pipeline) -> dict[str, Tensor]:
         device = self.members[0].parameter.device
@@ -341,13 +389,18 @@ class ComposedOptimizer(torch.optim.Optimizer):
             pipeline = self.pipelines[batch.layer]
             state = pipeline.allocate(len(batch.members), batch.rows, batch.cols, batch.device)
             self._states[key] = state
-            for index, member in enumerate(batch.members):
-                self.state[member.parameter] = {
-                    f"{cell}/{name}": piece[index]
-                    for cell, pieces in state.items()
-                    for name, piece in pieces.items()
-                }
+            self._show(batch)
         return self._states[key]
+
+    def _show(self, batch: Batch) -> None:
+        """Let `self.state` hold views of a batch's state."""
+        state = self._states[batch.members[0].number]
+        for index, member in enumerate(batch.members):
+            self.state[member.parameter] = {
+                f"{cell}/{name}": piece[index]
+                for cell, pieces in state.items()
+                for name, piece in pieces.items()
+            }
 
 
 def _as_groups(given: Any) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Loading is ours: allocate, compare names, shapes and dtypes exactly, copy.
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import deepcopy
 from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from acmsao_cli.optim.optimizer import ComposedOptimizer
 
 FORMAT: Final = 2  # 1 had a single layer
+HEADER: Final = "acmsao"  # its key in torch's form
 _AFRESH: Final = "start the optimizer afresh, or go back to the rule the run began with"
 
 
@@ -78,25 +80,68 @@ def _rule_name(rule: Rule) -> str:
 
 def load(optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str, Any]) -> list[str]:
     """Copy a saved state in; return notices of what differs from the run that saved it."""
+    storages = _check(optimizer, saved, head)
+    notices = [*_differences(optimizer, head), *_group_differences(optimizer, head)]
+    _take_over(optimizer, saved, head, storages)
+    return notices
+
+
+def load_torch_form(optimizer: ComposedOptimizer, saved: dict[str, Any]) -> list[str]:
+    """As `load`, from torch's form of a state: groups have to be the same and get their options."""
+    if not {"state", "param_groups", HEADER} <= saved.keys():
+        raise OptimizerError(
+            "the saved state is not of an optimizer of this library: "
+            f"it has {', '.join(f'`{key}`' for key in saved) or 'nothing'}",
+            hint="start the optimizer afresh",
+        )
+    head, groups = saved[HEADER], saved["param_groups"]
+    keys = {n: name for g in groups for n, name in zip(g["params"], g["param_names"], strict=True)}
+    pieces = {
+        f"{keys[number]}/{key}": piece
+        for number, state in saved["state"].items()
+        for key, piece in state.items()
+    }
+    storages = _check(optimizer, pieces, head)
+    if [g["param_names"] for g in groups] != [g["param_names"] for g in optimizer.param_groups]:
+        raise OptimizerError(
+            "saved optimizer state has its parameters in other groups or in another order",
+            hint="make the groups as they were, in the same order",
+        )
+    notices = _differences(optimizer, head)
+    _take_over(optimizer, pieces, head, storages)
+    for group, saved_group in zip(optimizer.param_groups, groups, strict=True):
+        group.update(deepcopy({k: v for k, v in saved_group.items() if k != "params"}))
+    return notices
+
+
+def _check(
+    optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str, Any]
+) -> list[Storage]:
+    """Refuse what does not fit; return the storages, by layer, in which it was saved."""
     _check_header(optimizer, head)
     storages = [
         build_storage(layer["storage"], pipeline.slots)
         for pipeline, layer in zip(optimizer.pipelines, head["layers"], strict=True)
     ]
-    planned = {
-        member.number: _layout(optimizer, storages[member.layer], member)
-        for member in optimizer.members
-    }
-    _check_tensors(optimizer, saved, head, planned)
-    notices = _differences(optimizer, head)
+    _check_tensors(optimizer, saved, head, storages)
+    return storages
+
+
+def _take_over(
+    optimizer: ComposedOptimizer,
+    saved: dict[str, Tensor],
+    head: dict[str, Any],
+    storages: list[Storage],
+) -> None:
+    """Copy what was checked."""
     _restore_numbers(optimizer, head)
     pieces = _by_cell(saved)
+    stepped = {key.rsplit("/", 2)[0] for key in saved}
     for member in optimizer.members:
-        if any(key in saved for key in planned[member.number]):
+        if member.name in stepped:
             _fill(optimizer, member, storages[member.layer], pieces)
         else:
             _clear(optimizer, member)
-    return notices
 
 
 def _groups(optimizer: ComposedOptimizer) -> list[dict[str, Any]]:
@@ -162,9 +207,13 @@ def _check_tensors(
     optimizer: ComposedOptimizer,
     saved: dict[str, Tensor],
     head: dict[str, Any],
-    planned: dict[int, dict[str, Tensor]],
+    storages: list[Storage],
 ) -> None:
     """Refuse missing, unknown or misshapen tensors; a parameter never stepped may have none."""
+    planned = {
+        member.number: _layout(optimizer, storages[member.layer], member)
+        for member in optimizer.members
+    }
     known = {key for layout in planned.values() for key in layout}
     unknown = saved.keys() - known
     if unknown:
@@ -200,10 +249,14 @@ def _differences(optimizer: ComposedOptimizer, head: dict[str, Any]) -> list[str
             notices.append(f"optimizer was {layer['pipeline']}, is {pipeline.signature()}")
     if head["seed"] != optimizer.seed:
         notices.append(f"rounding continues with the saved seed {head['seed']}")
+    return notices
+
+
+def _group_differences(optimizer: ComposedOptimizer, head: dict[str, Any]) -> list[str]:
     ours = _groups(optimizer)
     if [g["parameters"] for g in ours] != [g["parameters"] for g in head["groups"]]:
-        notices.append("parameter groups or their order changed; learning rates were not restored")
-        return notices
+        return ["parameter groups or their order changed; learning rates were not restored"]
+    notices = []
     for index, (group, saved_group) in enumerate(zip(ours, head["groups"], strict=True)):
         if group["weight_decay"] != saved_group["weight_decay"]:
             was, is_now = saved_group["weight_decay"], group["weight_decay"]
