@@ -64,9 +64,15 @@ class Noise:
 
 def finalise(words: Tensor) -> Tensor:
     """Murmur3's finaliser on int32, in place; masks stand in for the unsigned shift torch lacks."""
-    words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF)).mul_(_as_signed(_MULTIPLIERS[0]))
-    words.bitwise_xor_((words >> 13).bitwise_and_(0x7FFFF)).mul_(_as_signed(_MULTIPLIERS[1]))
-    return words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))
+    upper = torch.empty_like(words)  # one for all three: allocating costs more than computing
+
+    def mix(shift: int, mask: int) -> Tensor:
+        torch.bitwise_right_shift(words, shift, out=upper).bitwise_and_(mask)
+        return words.bitwise_xor_(upper)
+
+    mix(16, 0xFFFF).mul_(_as_signed(_MULTIPLIERS[0]))
+    mix(13, 0x7FFFF).mul_(_as_signed(_MULTIPLIERS[1]))
+    return mix(16, 0xFFFF)
 
 
 def round_stochastic(value: Tensor, noise: Noise) -> Tensor:
@@ -76,12 +82,19 @@ def round_stochastic(value: Tensor, noise: Noise) -> Tensor:
     """
     # fp32's lower half is what bf16 drops: adding 16 random bits carries into the upper half with
     # the right odds.
-    bits = value.view(torch.int32) + noise.halves(value.shape)
-    bits += 0x8000  # the draw is signed
-    bits &= -0x10000
-    rounded = bits.view(torch.float32)
-    # A NaN with a full mantissa (the usual one on GPUs) would overflow into zero.
-    return rounded.masked_fill_(value.isnan(), torch.nan).to(torch.bfloat16)
+    bits = noise.halves(value.shape).to(torch.int32)
+    bits.add_(value.view(torch.int32)).add_(0x8000)  # the draw is signed
+    rounded = bits.bitwise_and_(-0x10000).view(torch.float32)
+    return keep_nan(rounded, value).to(torch.bfloat16)
+
+
+def keep_nan(rounded: Tensor, value: Tensor) -> Tensor:
+    """Put the NaNs of `value` back into `rounded`, in place.
+
+    One with a full mantissa (the usual one on GPUs) overflows into zero when its bits are counted
+    up. A bound of minus infinity lets through nothing else; a mask would cost ten times as much.
+    """
+    return torch.maximum(rounded, value.clamp(max=-torch.inf), out=rounded)
 
 
 def _finalise_int(word: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.optim.decay import Decay, Decoupled
-from acmsao_cli.optim.noise import Noise, round_stochastic
+from acmsao_cli.optim.noise import Noise, keep_nan, round_stochastic
 from acmsao_cli.optim.registry import Registry
 from acmsao_cli.optim.rules.base import Cells, Context
 from acmsao_cli.optim.schedules import Scalar
@@ -73,9 +73,7 @@ class Kahan(Rounding):
         """
         bits = dense.view(torch.int32)
         upper = (bits + 0x8000).bitwise_and_(-0x10000)
-        # A NaN may overflow into zero: it stays what it is, as round_stochastic has it.
-        rounded = upper.view(torch.float32).masked_fill(dense.isnan(), torch.nan)
-        weights.copy_(rounded)
+        weights.copy_(keep_nan(upper.view(torch.float32).clone(), dense))
         cells["rounded_off"].write((bits - upper).float())
 
 
