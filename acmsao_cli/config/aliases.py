@@ -53,11 +53,10 @@ def wanted_by(seed: Seed) -> dict[str, tuple[Wanted, ...]]:
 
 def translate(seed: Seed, written: Given) -> Translated:
     """Put what was written of its options into our keys."""
-    written = {LATER_OPTIONS.get(option, option): value for option, value in written.items()}
     complaints = tuple(_complaints(seed, written))
-    given = {**seed.defaults, **written}
-    if any(settle(_wanted(o, seed.defaults[o]), v, o).complaints for o, v in written.items()):
+    if complaints:
         return Translated({}, complaints)
+    given = {**seed.defaults, **_by_first_name(written)}
     inside = {"name": seed.rule, **seed.options(given)}
     estimate = {key: v for key, v in given.items() if key in ESTIMATE and v != math.inf}
     outside = {"name": "prodigy", "inner": inside, **estimate} if seed.estimates else inside
@@ -86,21 +85,27 @@ def _stations(given: Given) -> dict[str, Any]:
     }
 
 
+def _by_first_name(written: Given) -> dict[str, Any]:
+    return {LATER_OPTIONS.get(option, option): value for option, value in written.items()}
+
+
 def _complaints(seed: Seed, written: Given) -> Iterator[tuple[str, Complaint]]:
-    for option, value in written.items():
+    given = {**seed.defaults, **_by_first_name(written)}
+    for spelled, value in written.items():
+        option = LATER_OPTIONS.get(spelled, spelled)
         default = seed.defaults[option]
-        where = f"`optimizer.{option}`"
+        where = f"`optimizer.{spelled}`"
         for complaint in settle(_wanted(option, default), value, where).complaints:
-            yield option, complaint
+            yield spelled, complaint
         if value == default:
             continue
         if option in REFUSED:
             message = f"{where} cannot be honoured: there is no such part here"
-            yield option, Complaint(message, REFUSED[option])
+            yield spelled, Complaint(message, REFUSED[option])
         flag = NEEDS.get(option, "")
-        if flag in seed.defaults and not written.get(flag, seed.defaults[flag]):
+        if flag in seed.defaults and not given[flag]:
             message = f"{where} is set, but `{flag}` is not"
-            yield option, Complaint(message, f"drop it, or set optimizer.{flag}")
+            yield spelled, Complaint(message, f"drop it, or set optimizer.{flag}")
 
 
 def _wanted(option: str, default: Any) -> tuple[Wanted, ...]:

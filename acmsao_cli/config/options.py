@@ -44,7 +44,8 @@ def settle_part(kind: str, spec: Any, where: str) -> Settled:
         message = f"{where} names an unknown {words} `{name}`"
         return Settled(spec, [Complaint(message, suggestion(name, known))])
     values, complaints = settle_options(name, known[name], given, where)
-    return Settled({"name": name, **values} if values else name, complaints)
+    alone = not values and kind != "schedule"  # a course is a mapping, lest it look like a text
+    return Settled(name if alone else {"name": name, **values}, complaints)
 
 
 def settle_options(

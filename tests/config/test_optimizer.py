@@ -74,6 +74,12 @@ def test_a_number_may_follow_a_schedule(resolved: Resolved) -> None:
     assert values["momentum"]["alpha"] == values["eps"]
 
 
+def test_a_schedule_without_options_is_still_a_schedule(resolved: Resolved) -> None:
+    config = resolved("{name: adopt, clip: {name: power}, eps: {name: power}}")
+    values = config.as_dict()["optimizer"]
+    assert values["clip"] == values["eps"] == {"name": "power"}
+
+
 @pytest.mark.parametrize(
     "storage", ["offloaded(bf16)", "{default: fp32, momentum: offloaded(bf16)}"]
 )
@@ -349,6 +355,16 @@ THEIRS_REFUSED = {
         "{name: Adam_Adv, alpha: 3}",
         "`optimizer.alpha` is set, but `use_AdEMAMix` is not",
         "drop it, or set optimizer.use_AdEMAMix",
+    ),
+    "later name without its flag": (
+        "{name: Lion_Adv, nnmf_factor: false, vector_reshape: true}",
+        "`optimizer.vector_reshape` is set, but `factored` is not",
+        "",
+    ),
+    "wrong value by a later name": (
+        "{name: Adam_Adv, cautious_mask: maybe}",
+        "`optimizer.cautious_mask` must be true or false",
+        "",
     ),
     "reshape of nothing": (
         "{name: Adam_Adv, vector_reshape: true}",
