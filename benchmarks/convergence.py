@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import recording
 import torch
@@ -32,7 +32,7 @@ from acmsao_cli.errors import OptimizerError
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(tempfile.gettempdir()) / "convergence" / "runs.jsonl"
-EVALUATIONS = 16
+EVALUATIONS = 10
 WARMUP = 0.05  # of the run; then a cosine down to zero
 TUNING_SEED = 0
 
@@ -130,16 +130,29 @@ def recorded(cache: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 def perform(attempt: Attempt, cache: Path) -> dict[str, Any]:
     """Run, or return what is recorded."""
     known = recorded(cache).get(attempt.key)
-    if known is not None:
+    if known is not None and "error" not in known:
         return known
-    row = run(attempt)
+    row = tried(attempt)
     with cache.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    final = "diverged" if row["final"] is None else f"{row['final']:.4f}"
+    final = _outcome(row)
     print(
         f"{attempt.task:9} {attempt.contender:22} lr {attempt.lr:<9g} seed {attempt.seed}: {final}"
     )
     return row
+
+
+def tried(attempt: Attempt) -> dict[str, Any]:
+    """The run, or what broke it: a fault of one optimizer must not end the comparison."""
+    try:
+        return run(attempt)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return asdict(attempt) | {"final": None, "curve": [], "error": reason}
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    return row.get("error", "diverged") if row["final"] is None else f"{row['final']:.4f}"
 
 
 def attempts(task: Task, contender: Contender, plan: Plan) -> list[Attempt]:
@@ -197,54 +210,77 @@ def summary(
     rows: Sequence[dict[str, Any]], tuning: Sequence[dict[str, Any]], target: float
 ) -> dict[str, Any]:
     """One optimizer on one task; `target` is the baseline's mean final loss."""
-    losses = [row["final"] for row in rows if row["final"] is not None]
-    reached = [(steps_to(target, row["curve"]), row["seconds"] / row["steps"]) for row in rows]
+    finished = [row for row in rows if row["final"] is not None]
+    losses = [row["final"] for row in finished]
+    reached = [(steps_to(target, row["curve"]), row["seconds"] / row["steps"]) for row in finished]
     arrived = [(steps, steps * each) for steps, each in reached if steps is not None]
     rates = [row["lr"] for row in tuning]
     return {
         "lr": rows[0]["lr"],
         "at_the_edge_of_the_grid": rows[0]["lr"] in (min(rates), max(rates)),
         "final": {
-            "mean": statistics.fmean(losses) if losses else None,
-            "lowest": min(losses, default=None),
-            "highest": max(losses, default=None),
+            "mean": statistics.fmean(losses),
+            "lowest": min(losses),
+            "highest": max(losses),
             "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
             "each": losses,
         },
-        "diverged": len(rows) - len(losses),
+        "not_finished": [_outcome(row) for row in rows if row["final"] is None],
         "seeds": len(rows),
         "reached_the_baseline": len(arrived),
         "steps_to_the_baseline": statistics.median(s for s, _ in arrived) if arrived else None,
         "seconds_to_the_baseline": statistics.median(s for _, s in arrived) if arrived else None,
-        "seconds": statistics.median(row["seconds"] for row in rows),
-        "state_bytes_per_parameter": rows[0]["state_bytes"] / rows[0]["parameters"],
+        "seconds": statistics.median(row["seconds"] for row in finished),
+        "state_bytes_per_parameter": finished[0]["state_bytes"] / finished[0]["parameters"],
         "tuning": {f"{row['lr']:g}": row["final"] for row in tuning},
         "pipeline": str(CONTENDERS[rows[0]["contender"]].pipeline()),
     }
 
 
-def collect(task: Task, names: Sequence[str], plan: Plan, cache: Path) -> dict[str, Any]:
-    """Summaries of the contenders whose runs are all recorded."""
+Runs: TypeAlias = dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]
+
+
+def complete(task: Task, names: Sequence[str], plan: Plan, cache: Path) -> Runs:
+    """Final runs and tuning runs of the contenders that have all of them."""
     known = recorded(cache)
-    complete = {}
+
+    def rows(wanted: Sequence[Attempt]) -> list[dict[str, Any]]:
+        return [known[attempt.key] for attempt in wanted if attempt.key in known]
+
+    found = {}
     for name in names:
-        tuning = [known.get(attempt.key) for attempt in attempts(task, CONTENDERS[name], plan)]
-        rows = [row for row in tuning if row is not None]
-        chosen = best(rows) if len(rows) == plan.trials else None
-        final = [known.get(attempt.key) for attempt in finals(chosen, plan)] if chosen else []
-        runs = [row for row in final if row is not None]
-        if chosen and len(runs) == plan.seeds:
-            complete[name] = (runs, rows)
-    if BASELINE not in complete:
+        tuning = rows(attempts(task, CONTENDERS[name], plan))
+        chosen = best(tuning)
+        runs = rows(finals(chosen, plan)) if chosen else []
+        if len(tuning) == plan.trials and (len(runs) == plan.seeds or not chosen):
+            found[name] = (runs, tuning)
+    return found
+
+
+def collect(found: Runs) -> dict[str, Any]:
+    """Summaries of the contenders that finished a run; nothing before the baseline has."""
+    done = {
+        name: [row["final"] for row in runs if row["final"] is not None]
+        for name, (runs, _) in found.items()
+    }
+    if not done.get(BASELINE):
         return {}
-    baseline = [row["final"] for row in complete[BASELINE][0] if row["final"] is not None]
-    target = statistics.fmean(baseline)
-    return {name: summary(*found, target) for name, found in complete.items()}
+    target = statistics.fmean(done[BASELINE])
+    return {name: summary(*found[name], target) for name, losses in done.items() if losses}
+
+
+def failures(found: Runs) -> dict[str, str]:
+    """Contenders of which no final run finished, and why."""
+    return {
+        name: _outcome([*runs, *tuning][0])
+        for name, (runs, tuning) in found.items()
+        if all(row["final"] is None for row in runs)
+    }
 
 
 def ordered(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Best final loss first; what diverged last."""
-    return sorted(found.items(), key=lambda item: item[1]["final"]["mean"] or math.inf)
+    """Best final loss first."""
+    return sorted(found.items(), key=lambda item: item[1]["final"]["mean"])
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -266,6 +302,9 @@ def markdown(result: dict[str, Any]) -> str:
             f"\n## {name}\n\n{about['about']}; {about['unit']}; {about['steps']} steps.\n\n"
         )
         parts.append(recording.table(HEADER, [_cells(n, row) for n, row in ordered(found)]))
+        if result["failed"][name]:
+            parts.append("\nNo run finished:\n\n")
+            parts += [f"- {who}: {why}\n" for who, why in result["failed"][name].items()]
     if result["skipped"]:
         parts.append("\nNot run:\n\n")
         parts += [f"- {name}: {reason}\n" for name, reason in result["skipped"].items()]
@@ -286,13 +325,9 @@ HEADER = (
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     final, arrived = row["final"], row["reached_the_baseline"]
     steps = row["steps_to_the_baseline"]
-    loss = (
-        "diverged"
-        if final["mean"] is None
-        else f"{final['mean']:.4f} ({final['lowest']:.4f} to {final['highest']:.4f})"
-    )
-    if row["diverged"]:
-        loss += f", {row['diverged']} diverged"
+    loss = f"{final['mean']:.4f} ({final['lowest']:.4f} to {final['highest']:.4f})"
+    if row["not_finished"]:
+        loss += f", {len(row['not_finished'])} of {row['seeds']} not finished"
     share = "" if arrived == row["seeds"] else f" ({arrived} of {row['seeds']})"
     return [
         name,
@@ -318,7 +353,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         1, len(panels), figsize=(4.6 * len(panels), 1.2 + 0.24 * tallest), squeeze=False
     )
     for axis, (name, found) in zip(axes[0], panels, strict=True):
-        _panel(axis, name, [(n, row) for n, row in found if row["final"]["mean"] is not None])
+        _panel(axis, name, found)
     figure.suptitle("Final validation loss after equal tuning: mean and range of the seeds")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -350,13 +385,15 @@ def report(tasks: Sequence[Task], names: Sequence[str], plan: Plan, cache: Path)
     """All that is known, for JSON."""
     skipped = missing_parts(names)
     there = [name for name in names if name not in skipped]
+    found = {task.name: complete(task, there, plan, cache) for task in tasks}
     return recording.provenance("Final validation loss of optimizers, each tuned alike") | {
         "plan": asdict(plan),
         "text": text_digest(),
         "about": {
             t.name: {"about": t.about, "unit": t.unit, "steps": plan.steps(t)} for t in tasks
         },
-        "tasks": {task.name: collect(task, there, plan, cache) for task in tasks},
+        "tasks": {name: collect(runs) for name, runs in found.items()},
+        "failed": {name: failures(runs) for name, runs in found.items()},
         "skipped": skipped,
     }
 

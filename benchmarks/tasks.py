@@ -160,7 +160,7 @@ def open_text(seed: int) -> Opened:
 
 # LoRA: the tiny chat model learns to talk like a pirate, through the package's own trainee.
 
-CHATS, CHATS_HELD_OUT = 6, 30
+CHATS, CHATS_HELD_OUT = 6, 20
 
 
 def open_lora(seed: int) -> Opened:
@@ -216,7 +216,7 @@ TASKS = {
         Task(
             "lora",
             "LoRA of rank 8 on builtin:tiny-llm (2.1M parameters) learns builtin:pirate",
-            "cross-entropy per answer token on 30 held-out chats",
+            "cross-entropy per answer token on 20 held-out chats",
             60,
             open_lora,
         ),

@@ -97,3 +97,20 @@ def test_runs_are_recorded_once_and_reported(tmp_path: Path, monkeypatch: pytest
     assert "| lion |" in convergence.markdown(result)
     convergence.plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_an_optimizer_that_breaks_is_told_and_does_not_end_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import convergence
+
+    def broken(attempt: convergence.Attempt) -> dict[str, object]:
+        raise ArithmeticError("no such root")
+
+    monkeypatch.setattr(convergence, "run", broken)
+    plan, cache = convergence.Plan(trials=2, seeds=1), tmp_path / "runs.jsonl"
+    convergence.contest("text", "adamw", plan, cache)
+    result = convergence.report([convergence.TASKS["text"]], ["adamw"], plan, cache)
+    assert result["tasks"]["text"] == {}
+    assert "no such root" in result["failed"]["text"]["adamw"]
+    assert "no such root" in convergence.markdown(result)
