@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,19 +16,23 @@ from acmsao_cli.optim.storage.packing import pack, packed_length, split_sign, un
 from acmsao_cli.optim.storage.policy import ByRole, storage
 from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
 
+_DRAWS: Final = 1 << 16  # what Noise.halves tells apart
+
 
 @dataclass(frozen=True)
 class Measured(Codec):
-    """A sign and the size of value / unit, to the nearest of 2^(bits-1) levels up to `top`.
+    """A sign and the size of value / unit, as one of 2^(bits-1) levels up to `top`.
 
-    Levels grow as the power 1.5 of their number; one bit beside the sign is too little for a zero
-    among them. Zero where the unit is, whatever the code. Where the numbers come from:
+    Levels grow as a power of their number; one bit beside the sign is too little for a zero among
+    them. Rounding is to the nearest after up to half a `dither` step of noise. What is read is zero
+    where the unit is, whatever the code. Where the numbers come from:
     docs/decisions/004-momentum-in-units-of-its-spread.md.
     """
 
     bits: int
     top: float
     power: float = 1.5
+    dither: float = 0.5
 
     @property
     def measured(self) -> bool:
@@ -60,7 +65,12 @@ class Measured(Codec):
         assert unit is not None
         size = value.abs().div_(unit).nan_to_num_(nan=0.0).div_(self.top)
         place = size.clamp_(max=1.0).pow_(1 / self.power).mul_(self._highest)
-        index = place.add_(0.5 - self._lowest).floor_().clamp_(max=self._highest)
+        place.add_(0.5 - self._lowest)
+        if self.dither:
+            # Without it nine tenths of a small level round back to it: momentum would never decay.
+            draw = noise.halves(value.shape).float()
+            place.add_(draw.mul_(self.dither / _DRAWS)).clamp_(min=0)
+        index = place.floor_().clamp_(max=self._highest)
         codes = with_sign(index.to(torch.uint8), value < 0, self.bits)
         pieces["code"].copy_(pack(codes.flatten(1), self.bits))
 
