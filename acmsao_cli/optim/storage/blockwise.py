@@ -17,7 +17,7 @@ from acmsao_cli.optim.storage.policy import ByRole, storage
 
 BLOCK: Final = 256  # elements that share a scale, in the order of memory
 _SMALLEST: Final = torch.finfo(torch.float32).tiny
-_DRAWS: Final = 1 << 16  # what Noise.halves tells apart
+DRAWS: Final = 1 << 16  # what Noise.halves tells apart
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Blockwise(Codec):
         """The code below or the one above, by chance; `share` is used up."""
         below = self._place(share).floor_().clamp_(0, self._highest - 1)
         low, gap = self._share(below), self._share(below + 1)
-        odds = share.sub_(low).div_(gap.sub_(low)).mul_(_DRAWS)
+        odds = share.sub_(low).div_(gap.sub_(low)).mul_(DRAWS)
         del low, gap
         # Never 0 and never all of them: a number that has a code keeps it.
-        return below.add_(odds > noise.halves(shape).flatten(1) + (_DRAWS // 2 + 0.5))
+        return below.add_(odds > noise.halves(shape).flatten(1) + (DRAWS // 2 + 0.5))
 
 
 def _in_blocks(flat: Tensor) -> Tensor:

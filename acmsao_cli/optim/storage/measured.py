@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.optim.noise import Noise
-from acmsao_cli.optim.storage.blockwise import Blockwise
+from acmsao_cli.optim.storage.blockwise import DRAWS, Blockwise
 from acmsao_cli.optim.storage.codec import Codec, Pieces
 from acmsao_cli.optim.storage.packing import pack, packed_length, split_sign, unpack, with_sign
 from acmsao_cli.optim.storage.policy import ByRole, storage
 from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
-
-_DRAWS: Final = 1 << 16  # what Noise.halves tells apart
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Measured(Codec):
         if self.dither:
             # Without it nine tenths of a small level round back to it: momentum would never decay.
             draw = noise.halves(value.shape).float()
-            place.add_(draw.mul_(self.dither / _DRAWS)).clamp_(min=0)
+            place.add_(draw.mul_(self.dither / DRAWS)).clamp_(min=0)
         index = place.floor_().clamp_(max=self._highest)
         codes = with_sign(index.to(torch.uint8), value < 0, self.bits)
         pieces["code"].copy_(pack(codes.flatten(1), self.bits))
@@ -88,12 +85,8 @@ class Measured(Codec):
 @storage("factored_2bit")
 def factored_2bit() -> ByRole:
     """Factored second moment, two bits for each element of its momentum; others as in factored."""
-    return ByRole(
-        "factored_2bit",
-        signed=SignedRank1(),
-        positive=Rank1(),
-        measured=Measured(2, 0.28, power=1.14),
-    )
+    measured = Measured(2, top=0.28, power=1.14, dither=0.0)
+    return ByRole("factored_2bit", signed=SignedRank1(), positive=Rank1(), measured=measured)
 
 
 @storage("factored_4bit")
