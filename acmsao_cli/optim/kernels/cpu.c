@@ -60,6 +60,7 @@ typedef struct {
     const float *momentum_row, *square_row, *momentum_col, *square_col;
     float *momentum_sums, *square_sums;    /* of columns */
     float momentum_total, square_total;    /* of the row, if it is a single one */
+    float momentum_least, square_least;    /* the smallest positive factors of columns */
 } Factors;
 
 #if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -102,15 +103,12 @@ static inline float lerp(float start, float end, float weight)
     return fused(by, end - start, near);
 }
 
-/* Rank1.read; NaN stays NaN. */
-static inline float outer(float row, float col, float least)
+/* Rank1.read; NaN stays NaN. Where nothing vanishes there is nothing to clamp. */
+static inline float outer(float row, float col, int clamp)
 {
-    float x = row * col;
-    least = col > 0 ? least : 0;
-    return x < least ? least : x;
+    float x = row * col, least = row > 0 && col > 0 ? TINY : 0;
+    return clamp && x < least ? least : x;
 }
-
-static inline float least_of(float row) { return row > 0 ? TINY : 0; }
 
 /* For x >= 0; the polynomial is that of SLEEF's atan2f (3.5 units in the last place). */
 static inline float atan2_right(float y, float x)
@@ -180,7 +178,8 @@ static void pack_signs(uint8_t *packed, const uint16_t *wide, int64_t count)
    rows whose factors are spread. */
 static inline __attribute__((always_inline)) void advance(const Job *job, Chunk *chunk,
                                                           Factors *factors, int64_t at,
-                                                          int64_t from, int64_t count, int several)
+                                                          int64_t from, int64_t count, int several,
+                                                          int clamp)
 {
     const Job j = *job;
     const Factors f = *factors;
@@ -194,7 +193,6 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
     uint16_t *negative = chunk->negative + from;
     const float one_momentum = several || MOMENTUM != RANK1 ? 0 : *f.momentum_row;
     const float one_square = several || SQUARE != RANK1 ? 0 : *f.square_row;
-    const float momentum_least = least_of(one_momentum), square_least = least_of(one_square);
     float momentum_total = 0, square_total = 0;
 #pragma omp simd reduction(+ : momentum_total, square_total)
     for (int64_t i = 0; i < count; i++) {
@@ -203,7 +201,7 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
         float m = g, u;
         if (MOMENTUM == RANK1) {
             float row = several ? f.momentum_row[i] : one_momentum;
-            m = outer(row, f.momentum_col[i], several ? least_of(row) : momentum_least);
+            m = outer(row, f.momentum_col[i], clamp);
             m = float_of(bits_of(m) | (uint32_t)negative[i] << 16);
         } else if (MOMENTUM != NONE) {
             m = MOMENTUM == HALF ? widen(momentum_half[i]) : momentum[i];
@@ -217,7 +215,7 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
             float v;
             if (SQUARE == RANK1) {
                 float row = several ? f.square_row[i] : one_square;
-                v = outer(row, f.square_col[i], several ? least_of(row) : square_least);
+                v = outer(row, f.square_col[i], clamp);
             } else {
                 v = SQUARE == HALF ? widen(square_half[i]) : square[i];
             }
@@ -262,6 +260,21 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
     factors->square_total += square_total;
 }
 
+static float least_positive(const float *x, int64_t count)
+{
+    float least = INFINITY;
+    for (int64_t i = 0; i < count; i++)
+        least = x[i] > 0 && x[i] < least ? x[i] : least;
+    return least;
+}
+
+/* Whether some product of the row's factor may be less than normal; if it is NaN, too. */
+static int vanishes(const Job *job, const Factors *factors, int64_t row)
+{
+    return (MOMENTUM == RANK1 && !(job->momentum_row[row] * factors->momentum_least >= TINY)) ||
+           (SQUARE == RANK1 && !(job->square_row[row] * factors->square_least >= TINY));
+}
+
 /* A chunk of long rows; a row's factors are replaced when it is done. */
 static void advance_strips(const Job *job, Chunk *chunk, Factors *factors, float *sums,
                            int64_t first, int64_t count)
@@ -274,7 +287,10 @@ static void advance_strips(const Job *job, Chunk *chunk, Factors *factors, float
         factors->momentum_row = job->momentum_row + row, factors->square_row = job->square_row + row;
         factors->momentum_col = job->momentum_col + col, factors->square_col = job->square_col + col;
         factors->momentum_sums = sums + col, factors->square_sums = sums + job->cols + col;
-        advance(job, chunk, factors, first + done, done, run, 0);
+        if (vanishes(job, factors, row))
+            advance(job, chunk, factors, first + done, done, run, 0, 1);
+        else
+            advance(job, chunk, factors, first + done, done, run, 0, 0);
         if (MOMENTUM == RANK1 && run == rest)
             job->momentum_row[row] = factors->momentum_total;
         if (SQUARE == RANK1 && run == rest)
@@ -326,7 +342,7 @@ static void advance_rows(const Job *job, Chunk *chunk, Factors *factors, int64_t
     if (SQUARE == RANK1)
         spread(chunk->square_row, job->square_row + row, num_rows, cols);
     factors->momentum_row = chunk->momentum_row, factors->square_row = chunk->square_row;
-    advance(job, chunk, factors, first, 0, count, 1);
+    advance(job, chunk, factors, first, 0, count, 1, 1);
     if (MOMENTUM == RANK1)
         add_up(job->momentum_row + row, chunk->momentum_size, num_rows, cols);
     if (SQUARE == RANK1)
@@ -384,13 +400,17 @@ static void step_block(const Job *job, int64_t block)
         factors.momentum_col = col[0], factors.square_col = col[1];
         factors.momentum_sums = several_sums[0], factors.square_sums = several_sums[1];
     }
+    if (MOMENTUM == RANK1)
+        factors.momentum_least = least_positive(job->momentum_col, cols);
+    if (SQUARE == RANK1)
+        factors.square_least = least_positive(job->square_col, cols);
     for (; first < end; first += size) {
         int64_t count = end - first < size ? end - first : size;
         draw_all(job, &chunk, first, count);
         if (MOMENTUM == RANK1)
             unpack_signs(chunk.negative, job->sign + first / 8, count);
         if (!SUMS)
-            advance(job, &chunk, &factors, first, 0, count, 0);
+            advance(job, &chunk, &factors, first, 0, count, 0, 0);
         else if (rows_at_once)
             advance_rows(job, &chunk, &factors, first, count);
         else
