@@ -85,10 +85,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self._states: dict[int, State] = {}  # by the number of a batch's first member
         self.steps: list[int] = []  # by parameter number
         self._stepped: set[int] = set()  # parameter numbers advanced since the last finish
-        self._norms = Totals()
-        self._contributions = [  # by layer and name
-            {name: Totals() for name in pipeline.rule.contributions} for pipeline in self.pipelines
-        ]
+        self._norms, self._contributions = Totals(), _contributions(self.pipelines)
         self._gradient_norm: Tensor | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(cast(Any, _as_groups(named_parameters)), defaults)
@@ -115,6 +112,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow_parameters_at_first()
         for batch in self._batches:
             self._advance_batch(batch)
         self._finish()
@@ -123,6 +121,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor) -> None:
         """Advance one parameter now; the later `step` leaves it alone and finishes."""
+        self._follow_parameters_at_first()
         member = self._member_of.get(parameter)
         if member is None:
             raise OptimizerError("step_parameter got a parameter this optimizer does not have")
@@ -256,6 +255,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
 
     def allocate(self) -> None:
         """Allocate the state of every parameter now instead of at its first step."""
+        self._follow_parameters_at_first()
         for batch in self._batches:
             self._state_of(batch)
 
@@ -363,11 +363,17 @@ class ComposedOptimizer(torch.optim.Optimizer):
             for totals in self._every_total():
                 totals.reserve(batch.device, len(self.members))
 
+    def _follow_parameters_at_first(self) -> None:
+        """As long as there is no state, parameters may move without notice."""
+        if not self._states:
+            self._follow_parameters()
+
     def _follow_parameters(self) -> None:
         """Plan anew if parameters moved to another device; their state is forgotten."""
         if all(batch.numbers.device == batch.device for batch in self._batches):
             return
         self._batches, self._place, self._states = [], {}, {}
+        self._norms, self._contributions = Totals(), _contributions(self.pipelines)
         self.state.clear()
         for group in range(len(self.param_groups)):
             self._plan([member for member in self.members if member.group == group])
@@ -401,6 +407,11 @@ class ComposedOptimizer(torch.optim.Optimizer):
                 for cell, pieces in state.items()
                 for name, piece in pieces.items()
             }
+
+
+def _contributions(pipelines: Iterable[Pipeline]) -> list[dict[str, Totals]]:
+    """By layer and name."""
+    return [{name: Totals() for name in pipeline.rule.contributions} for pipeline in pipelines]
 
 
 def _as_groups(given: Any) -> list[dict[str, Any]]:
