@@ -45,6 +45,13 @@ ADV_FACTORED = "adv_optm 2.5.16 AdamW factored"
 ADV_BF16 = "adv_optm 2.5.16 AdamW bf16 + SR of weights"
 ADV_BF16_SR = "adv_optm 2.5.16 AdamW bf16 + SR of weights and states"
 ADV_LION = "adv_optm 2.5.16 Lion bf16 + SR of weights"
+ADV_LION_FACTORED = "adv_optm 2.5.16 Lion factored"
+ADV_ADOPT = "adv_optm 2.5.16 ADOPT factored"
+ADV_PRODIGY = "adv_optm 2.5.16 Prodigy factored"
+ADV_INT8 = "adv_optm 2.5.16 AdamW int8_sr"
+ADV_ADEMAMIX = "adv_optm 2.2.3 AdamW factored + AdEMAMix"
+ADV_CAUTIOUS = "adv_optm 2.2.3 AdamW factored + cautious"
+ADV_SIMPLIFIED = "adv_optm 2.2.3 Simplified_AdEMAMix factored"
 
 
 # Ours
@@ -67,8 +74,8 @@ class Ours:
     def __call__(self, named: Named, lr: float, decay: float) -> ComposedOptimizer:
         """Build the optimizer. Raises Absent."""
         options: dict[str, Any] = {}
-        if "kernels" in inspect.signature(ComposedOptimizer).parameters:
-            options["kernels"] = self.kernels
+        if "use_kernels" in inspect.signature(ComposedOptimizer).parameters:
+            options["use_kernels"] = self.kernels
         elif self.kernels:
             raise Absent("this version has no kernels")
         pipeline = self.pipeline()
@@ -83,7 +90,7 @@ DENSE_MOMENTUM = {"default": "factored", "momentum": "bf16"}
 OURS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "AdamW fp32": ({"name": "adamw"}, ()),
     "AdamW bf16 + SR": ({"name": "adamw", "storage": "bf16"}, (ADV_BF16, ADV_BF16_SR)),
-    "AdamW int8": ({"name": "adamw", "storage": "int8"}, ()),
+    "AdamW int8": ({"name": "adamw", "storage": "int8"}, (ADV_INT8,)),
     "AdamW factored": ({"name": "adamw", "storage": "factored"}, (ADV_FACTORED,)),
     "AdamW factored 2-bit": ({"name": "adamw", "storage": "factored_2bit"}, (ADV_FACTORED,)),
     "AdamW factored 4-bit": ({"name": "adamw", "storage": "factored_4bit"}, (ADV_FACTORED,)),
@@ -92,19 +99,22 @@ OURS: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
         {"name": "adamw", "storage": DENSE_MOMENTUM},
         (ADV_FACTORED,),
     ),
-    "AdamW factored + AdEMAMix": ({**ADEMAMIX, "storage": "factored"}, (ADV_FACTORED,)),
+    "AdamW factored + AdEMAMix": ({**ADEMAMIX, "storage": "factored"}, (ADV_ADEMAMIX,)),
     "AdamW factored + cautious": (
         {"name": "adamw", "storage": "factored", "direction_edits": ["cautious"]},
-        (ADV_FACTORED,),
+        (ADV_CAUTIOUS,),
     ),
     "Lion bf16 + SR": ({"name": "lion", "storage": "bf16"}, (ADV_LION,)),
-    "Lion factored": ({"name": "lion", "storage": "factored"}, (ADV_FACTORED,)),
+    "Lion factored": ({"name": "lion", "storage": "factored"}, (ADV_LION_FACTORED,)),
     "ADOPT bf16 + SR": ({"name": "adopt", "storage": "bf16"}, (ADV_BF16,)),
-    "ADOPT factored": ({"name": "adopt", "storage": "factored"}, (ADV_FACTORED,)),
-    "Prodigy factored": ({"name": "prodigy", "storage": "factored"}, (ADV_FACTORED,)),
+    "ADOPT factored": ({"name": "adopt", "storage": "factored"}, (ADV_ADOPT,)),
+    "Prodigy factored, every 11th": (
+        {"name": "prodigy", "slice_p": 11, "storage": "factored"},
+        (ADV_PRODIGY,),
+    ),
     "Simplified AdEMAMix factored": (
         {"name": "simplified_ademamix", "storage": "factored"},
-        (ADV_FACTORED,),
+        (ADV_SIMPLIFIED,),
     ),
     "A2Grad bf16 + SR": ({"name": "a2grad", "storage": "bf16"}, ()),
     "Adafactor": ({"name": "adafactor"}, ()),
@@ -208,22 +218,22 @@ def adv_entries(folder: Path | None) -> Iterator[Entry]:
         (ADV_BF16, "AdamW_adv", {}),
         (ADV_BF16_SR, "AdamW_adv", {"state_precision": "bf16_sr"}),
         ("adv_optm 2.5.16 AdamW fp32 states", "AdamW_adv", {"state_precision": "fp32"}),
-        ("adv_optm 2.5.16 AdamW int8_sr", "AdamW_adv", {"state_precision": "int8_sr"}),
-        ("adv_optm 2.5.16 ADOPT factored", "Adopt_adv", factored),
-        ("adv_optm 2.5.16 Prodigy factored", "Prodigy_adv", factored),
+        (ADV_INT8, "AdamW_adv", {"state_precision": "int8_sr"}),
+        (ADV_ADOPT, "Adopt_adv", factored),
+        (ADV_PRODIGY, "Prodigy_adv", factored),
         (ADV_LION, "Lion_adv", {}),
-        ("adv_optm 2.5.16 Lion factored", "Lion_adv", {"nnmf_factor": True}),
+        (ADV_LION_FACTORED, "Lion_adv", {"nnmf_factor": True}),
     ):
         yield Entry(name, Theirs(new, kind, options))
     nnmf = {"nnmf_factor": True}
     for name, kind, options in (
-        ("AdamW factored", "AdamW_adv", nnmf),
-        ("AdamW factored + AdEMAMix", "AdamW_adv", nnmf | {"use_AdEMAMix": True}),
-        ("AdamW factored + cautious", "AdamW_adv", nnmf | {"cautious_mask": True}),
-        ("Simplified_AdEMAMix factored", "Simplified_AdEMAMix", nnmf),
-        ("Lion_Prodigy factored", "Lion_Prodigy_adv", nnmf),
+        ("adv_optm 2.2.3 AdamW factored", "AdamW_adv", nnmf),
+        (ADV_ADEMAMIX, "AdamW_adv", nnmf | {"use_AdEMAMix": True}),
+        (ADV_CAUTIOUS, "AdamW_adv", nnmf | {"cautious_mask": True}),
+        (ADV_SIMPLIFIED, "Simplified_AdEMAMix", nnmf),
+        ("adv_optm 2.2.3 Lion_Prodigy factored", "Lion_Prodigy_adv", nnmf),
     ):
-        yield Entry(f"adv_optm 2.2.3 {name}", Theirs(old, kind, options))
+        yield Entry(name, Theirs(old, kind, options))
 
 
 def other_entries() -> Iterator[Entry]:

@@ -140,19 +140,10 @@ def _status_bytes(status: Path, name: str) -> int:
 # Times
 
 
-@dataclass(frozen=True)
-class Spread:
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Median with the tenth and ninetieth percentile."""
-
-    median: float
-    p10: float
-    p90: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> dict[str, float]:
-        """As it stands in the JSON."""
-        low, mid, high = (float(x) for x in np.quantile(values, (0.1, 0.5, 0.9)))
-        return {"median": mid, "p10": low, "p90": high}
+    low, mid, high = (float(x) for x in np.quantile(values, (0.1, 0.5, 0.9)))
+    return {"median": mid, "p10": low, "p90": high}
 
 
 def rounds_of(
@@ -183,11 +174,11 @@ def row(measured: Stepper, times: dict[str, list[float]], largest: int) -> dict[
         "ns_per_parameter": statistics.median(own) / elements * 1e9,
         "us_per_tensor": statistics.median(own) / len(measured.parameters) * 1e6,
         "against": {
-            other: Spread.of([mine / theirs for mine, theirs in zip(own, seconds, strict=True)])
+            other: spread([mine / theirs for mine, theirs in zip(own, seconds, strict=True)])
             for other, seconds in times.items()
             if other not in ("copy", name)
         },
-        "times_the_bandwidth_bound": Spread.of(
+        "times_the_bandwidth_bound": spread(
             [mine / bound for mine, bound in zip(own, bounds, strict=True)]
         ),
         "bytes_moved_per_parameter": moved / elements,
@@ -207,7 +198,8 @@ def measure_set(
     source = torch.ones(COPIED_BYTES // 2, dtype=torch.bfloat16)
     copy = partial(torch.empty_like(source).copy_, source)
     standing: dict[str, Stepper] = {}  # those that others are compared with stay
-    rows, skipped = {}, {}
+    rows: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
     for entry in chosen:
         try:
             beside = _standing([BASE, *entry.against], entry.name, every, shapes, standing, skipped)
@@ -335,16 +327,16 @@ FIDELITY = (
 
 
 def _cells(name: str, found: dict[str, Any]) -> list[str]:
-    others = {other: spread for other, spread in found["against"].items() if other != BASE}
+    others = {other: ratio for other, ratio in found["against"].items() if other != BASE}
     base = found["against"].get(BASE)
     temporary = found["temporary_bytes"]
-    counterparts = "; ".join(f"{_spread(s)} ({other})" for other, s in others.items())
+    counterparts = "; ".join(f"{_ratio(s)} ({other})" for other, s in others.items())
     share = found["temporary_bytes_per_element_of_the_largest"]
     return [
         name,
         f"{found['ns_per_parameter']:.2f}",
         f"{found['us_per_tensor']:.0f}",
-        _spread(base) if base else "1",
+        _ratio(base) if base else "1",
         counterparts,
         f"{found['times_the_bandwidth_bound']['median']:.1f}",
         f"{found['state_bytes_per_parameter']:.3f}",
@@ -353,8 +345,8 @@ def _cells(name: str, found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _spread(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.3f} ({spread['p10']:.3f} to {spread['p90']:.3f})"
+def _ratio(found: dict[str, float]) -> str:
+    return f"{found['median']:.3f} ({found['p10']:.3f} to {found['p90']:.3f})"
 
 
 def _unet_table(unet: dict[str, Any]) -> str:

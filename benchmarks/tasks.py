@@ -60,7 +60,9 @@ SIDE, PICTURES_HELD_OUT, LEVELS = 16, 5, 8
 def pictures() -> Tensor:
     """The zoblins at 16 x 16, fp32 (20, 3, 16, 16) in [-1, 1]."""
     files = sorted((builtin.FOLDER / "zoblins").glob("*.png"))
-    small = [Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.BOX) for file in files]
+    small = [
+        Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for file in files
+    ]
     stacked = np.stack([np.asarray(picture, dtype=np.float32) for picture in small])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).div(127.5).sub(1)
 
