@@ -60,16 +60,22 @@ def print_table(rows: Iterable[Sequence[str]], *, indent: int = 0, wrap: bool = 
 
 
 def print_text(text: str, *, indent: int = 0) -> None:
-    """Print paragraphs wrapped to fit; one that is laid out in columns stays as it is."""
+    """Print paragraphs wrapped to fit; one laid out in columns is only split between them."""
     margin = " " * indent
+    room = max(terminal_width() - indent, NARROWEST)
     for number, paragraph in enumerate(safe(text).split("\n\n")):
         if number:
             print()
         if "  " in paragraph.strip() or "<-" in paragraph:
-            print(textwrap.indent(paragraph, margin))
+            lines = [part for line in paragraph.splitlines() for part in _columns(line, room)]
+            print(textwrap.indent("\n".join(lines), margin))
         else:
-            room = max(terminal_width() - indent, NARROWEST)
             print(textwrap.indent(textwrap.fill(paragraph, room), margin))
+
+
+def _columns(line: str, room: int) -> list[str]:
+    """The line, or where it does not fit its columns below each other."""
+    return [line] if len(line) <= room else re.split(r" {2,}", line)
 
 
 def terminal_width() -> int:

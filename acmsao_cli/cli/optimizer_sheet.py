@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from acmsao_cli.optim.features import Feature
 
 SDXL = "sdxl"
+WHOLE = {"tiny-sdxl": "sdxl-full", "tiny-llm": "llm-full"}  # by model shipped inside
 UNET_SHAPES = builtin.FOLDER / "sdxl_unet_shapes.json"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 PAGE = re.compile(r"\b\w+\.github\.io\b")
@@ -167,7 +168,7 @@ def state_bytes(rule: str, storage: str, shapes: Shapes) -> int:
 
 
 def shapes_of(model: str) -> Shapes:
-    """The weights of SDXL's UNet, or what a recipe trains."""
+    """The weights of SDXL's UNet or of a model shipped inside, or what a recipe trains."""
     if model == SDXL:
         listed = json.loads(UNET_SHAPES.read_text(encoding="utf-8"))
         return Shapes("all weights of SDXL's UNet", {tuple(s): count for s, count in listed})
@@ -177,7 +178,11 @@ def shapes_of(model: str) -> Shapes:
     from acmsao_cli.engine.precision import resolve_device, resolve_dtype
     from acmsao_cli.models import catalog
 
-    recipe = resolve(Request(model)).recipe
+    request, about = Request(model), f"what recipe {model} trains"
+    if model in WHOLE:
+        request = Request(WHOLE[model], None, (f"model.source={builtin.PREFIX}{model}",))
+        about = f"all weights that {WHOLE[model]} trains of {builtin.PREFIX}{model}"
+    recipe = resolve(request).recipe
     dtype = resolve_dtype(recipe.model.dtype, resolve_device(recipe.training.device))
     with torch.random.fork_rng(devices=[]):
         trainee = catalog.family(recipe.model.family).open(recipe, torch.device("meta"), dtype)
@@ -186,4 +191,4 @@ def shapes_of(model: str) -> Shapes:
         for group in trainee.parameter_groups()
         for _, parameter in group.parameters
     )
-    return Shapes(f"what recipe {model} trains", counts)
+    return Shapes(about, counts)

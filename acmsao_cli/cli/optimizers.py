@@ -43,7 +43,9 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of a rule, storage or edit.")],
     model: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="Whose state is counted: sdxl (its UNet), or a recipe."),
+        typer.Option(
+            metavar="MODEL", help="Whose state is counted: sdxl, tiny-sdxl, tiny-llm, or a recipe."
+        ),
     ] = "sdxl",
     as_json: AsJson = False,
 ) -> None:

@@ -15,6 +15,7 @@ from acmsao_cli.optim.decay import decay
 from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
 from acmsao_cli.optim.kernels.parts import recognise
 from acmsao_cli.optim.momentum import momentum
+from acmsao_cli.optim.optimizer import ComposedOptimizer
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.ratio import ratio
 from acmsao_cli.optim.registry import Registry
@@ -22,7 +23,11 @@ from acmsao_cli.optim.rules.base import rule as rules
 from acmsao_cli.optim.storage.policy import storage
 from acmsao_cli.optim.write import rounding
 
-KERNELS, BLOCKS = "kernel for storage", "stepped in blocks of rows"
+KERNELS, BLOCKS, BACKWARD = (
+    "kernel for storage",
+    "stepped in blocks of rows",
+    "stepped during backward",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ def features(rule: str) -> list[Feature]:
         *_composed(rule, "rounding", rounding, "rounding", str),
         *_kernels(rule),
         _blocks(rule),
+        _backward(rule),
     ]
 
 
@@ -89,6 +95,20 @@ def _blocks(rule: str) -> Feature:
     found = _build(rule)
     whole = isinstance(found, str) or found.whole
     return Feature(BLOCKS, "fp32", "it needs the whole matrix at once" if whole else None)
+
+
+def _backward(rule: str) -> Feature:
+    """Found by stepping one parameter before the others."""
+    found = _build(rule)
+    if isinstance(found, str):
+        return Feature(BACKWARD, "fp32", found)
+    weights = torch.nn.Parameter(torch.ones(2, 2))
+    weights.grad = torch.ones(2, 2)
+    try:
+        ComposedOptimizer([("weights", weights)], found, lr=1e-3).step_parameter(weights)
+    except OptimizerError as error:
+        return Feature(BACKWARD, "fp32", error.message)
+    return Feature(BACKWARD, "fp32")
 
 
 def _build(rule: str, **keys: Any) -> Pipeline | str:
