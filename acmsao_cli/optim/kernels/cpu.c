@@ -31,9 +31,9 @@
 #endif
 
 typedef struct {
-    void *weights;
-    const void *grad;
-    void *momentum, *square; /* dense values */
+    void *const *weights; /* of each parameter of the batch */
+    const void *const *grads;
+    void *momentum, *square; /* dense values of the batch, as all that follows */
     float *momentum_row, *momentum_col, *square_row, *square_col;
     uint8_t *sign;
     float *partial;         /* (batch, blocks, 2, cols): column sums of a block of rows */
@@ -183,13 +183,13 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
 {
     const Job j = *job;
     const Factors f = *factors;
-    float *weights = (float *)j.weights + at, *momentum = (float *)j.momentum + at;
+    float *weights = (float *)*j.weights + at, *momentum = (float *)j.momentum + at;
     float *square = (float *)j.square + at;
-    uint16_t *weights_half = (uint16_t *)j.weights + at;
+    uint16_t *weights_half = (uint16_t *)*j.weights + at;
     uint16_t *momentum_half = (uint16_t *)j.momentum + at;
     uint16_t *square_half = (uint16_t *)j.square + at;
-    const float *grad = (const float *)j.grad + at;
-    const uint16_t *grad_half = (const uint16_t *)j.grad + at;
+    const float *grad = (const float *)*j.grads + at;
+    const uint16_t *grad_half = (const uint16_t *)*j.grads + at;
     uint16_t *negative = chunk->negative + from;
     const float one_momentum = several || MOMENTUM != RANK1 ? 0 : *f.momentum_row;
     const float one_square = several || SQUARE != RANK1 ? 0 : *f.square_row;
@@ -354,8 +354,7 @@ static Job member(const Job *job, int64_t index)
 {
     int64_t numel = job->rows * job->cols, before = index * numel;
     Job one = *job;
-    one.weights = (char *)job->weights + before * (WEIGHTS == HALF ? 2 : 4);
-    one.grad = (const char *)job->grad + before * (GRAD == HALF ? 2 : 4);
+    one.weights += index, one.grads += index;
     one.momentum = (char *)job->momentum + before * (MOMENTUM == HALF ? 2 : 4);
     one.square = (char *)job->square + before * (SQUARE == HALF ? 2 : 4);
     one.momentum_row += index * job->rows, one.momentum_col += index * job->cols;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -26,11 +26,15 @@ _BLOCK: Final = 65_536  # elements of one task: in the caches, and worth a threa
 _MAX_BLOCKS: Final = 64  # of a factored matrix: each keeps column sums
 
 
+_Addresses = ctypes.POINTER(ctypes.c_void_p)
+
+
 class _Job(ctypes.Structure):
     """`Job` of cpu.c."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weights", "grad", "momentum", "square")),
+        *((name, _Addresses) for name in ("weights", "grads")),
+        *((name, ctypes.c_void_p) for name in ("momentum", "square")),
         *((name, ctypes.c_void_p) for name in ("momentum_row", "momentum_col")),
         *((name, ctypes.c_void_p) for name in ("square_row", "square_col")),
         *((name, ctypes.c_void_p) for name in ("sign", "partial", "numbers")),
@@ -53,22 +57,36 @@ class CpuKernel:
         self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise
     ) -> None:
         """Advance weights and state in place."""
+        self.step_apart(weights.unbind(), grad.unbind(), state, ctx, noise)
+
+    def step_apart(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        state: State,
+        ctx: Context,
+        noise: Noise,
+    ) -> None:
+        """Advance a batch whose weights and gradients were not gathered: they lie where they lie.
+
+        Of any shape that holds ctx.rows x ctx.cols elements in order; `state` is the whole batch's.
+        """
         assert noise.offset == 0, "a kernel steps whole parameters"
-        if not weights.numel():
+        if not ctx.rows * ctx.cols:
             return
-        grad = (grad if grad.dtype == torch.bfloat16 else grad.float()).contiguous()
-        dense = weights.contiguous()
-        batch, rows, cols = weights.shape
-        block, blocks = self._blocks(rows, cols)
+        grad_dtype = torch.bfloat16 if grads[0].dtype == torch.bfloat16 else torch.float32
+        grads = [grad.to(grad_dtype).contiguous() for grad in grads]
+        dense = [values.contiguous() for values in weights]
+        block, blocks = self._blocks(ctx.rows, ctx.cols)
         numbers = noise.numbers.to(torch.int32).contiguous()
-        partial = torch.empty((batch, blocks, 2, cols) if self.parts.sums else 0)
+        partial = torch.empty((len(dense), blocks, 2, ctx.cols) if self.parts.sums else 0)
         job = _Job(
-            weights=dense.data_ptr(),
-            grad=grad.data_ptr(),
+            weights=_addresses(dense),
+            grads=_addresses(grads),
             numbers=numbers.data_ptr(),
             partial=partial.data_ptr(),
-            rows=rows,
-            cols=cols,
+            rows=ctx.rows,
+            cols=ctx.cols,
             block=block,
             blocks=blocks,
             salts=(ctypes.c_int32 * 3)(*self.parts.salts(noise)),
@@ -76,12 +94,14 @@ class CpuKernel:
             **_pointers("square", state.get(SQUARE, {})),
             **asdict(self.parts.numbers(ctx)),
         )
-        library = self.library(grad.dtype)
-        threads = torch.get_num_threads() if weights.numel() > 2 * _BLOCK else 1
-        _share(library.step, job, batch * blocks, threads)
-        _share(library.finish, job, batch, threads)
-        if dense is not weights:
-            weights.copy_(dense)
+        library = self.library(grad_dtype)
+        numel = len(dense) * ctx.rows * ctx.cols
+        threads = torch.get_num_threads() if numel > 2 * _BLOCK else 1
+        _share(library.step, job, len(dense) * blocks, threads)
+        _share(library.finish, job, len(dense), threads)
+        for values, stepped in zip(weights, dense, strict=True):
+            if stepped is not values:
+                values.copy_(stepped)
 
     def library(self, grad_dtype: torch.dtype) -> ctypes.CDLL:
         """The compiled code for gradients of this dtype; built the first time."""
@@ -102,6 +122,10 @@ def kernel(parts: Parts) -> CpuKernel:
     found = CpuKernel(parts)
     found.library(torch.bfloat16 if parts.weights is Kept.HALF else torch.float32)
     return found
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _pointers(slot: str, pieces: Pieces) -> dict[str, int]:
