@@ -63,7 +63,7 @@ def test_signal_and_variance_are_estimated_without_bias(
 ) -> None:
     """Batches of 4, 4 and 2 in turn: parts of every size must agree."""
     run = noisy_run(make_run, make_config, linear_trainee, way)
-    estimates = torch.tensor(single_estimates(run, 400), dtype=torch.float64)
+    estimates = torch.tensor(single_estimates(run, 250), dtype=torch.float64)
     mean, error = estimates.mean(0), estimates.std(0) / math.sqrt(len(estimates))
     truth = linear_trainee.TRUTH.double()
     known = [float(truth @ truth), linear_trainee.SIZE * linear_trainee.DEVIATION**2]
