@@ -24,7 +24,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         codes = functional.pad(codes, (0, length * each - count))
     # The numbers of a byte are the bytes of one word. A product moves number i by (8 - bits) i to
     # the right, so that all meet in the highest byte; no two parts of it overlap.
-    words = codes.contiguous().view(_WORDS[each])
+    words = codes.reshape(-1).view(_WORDS[each])
     magic = sum(1 << (8 * (each - 1) - (8 - bits) * index) for index in range(each))
     return ((words * magic) >> (8 * (each - 1))).to(torch.uint8).view(batch, length)
 
