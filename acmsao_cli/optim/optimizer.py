@@ -342,6 +342,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
             group |= {key: value for key, value in own.items() if value is not None}
         super().add_param_group({**group, "layer": layer})
         group = self.param_groups[-1]
+        group.setdefault("param_names", [])  # torch gives none to an empty group
         members = [
             Member(name, number, len(self.param_groups) - 1, layer, parameter)
             for number, (name, parameter) in enumerate(
@@ -415,14 +416,19 @@ def _contributions(pipelines: Iterable[Pipeline]) -> list[dict[str, Totals]]:
 
 
 def _as_groups(given: Any) -> list[dict[str, Any]]:
-    items: list[Any] = [given] if isinstance(given, Tensor) else list(given)
-    groups = items if items and isinstance(items[0], dict) else [{"params": items}]
-    if not any(len(_listed(group["params"])) for group in groups):
+    items = _listed(given)
+    given_groups = items if items and isinstance(items[0], dict) else [{"params": items}]
+    groups = [{**group, "params": _listed(group["params"])} for group in given_groups]
+    if not any(group["params"] for group in groups):
         raise OptimizerError("the optimizer got no parameters", hint="is anything trainable?")
-    return [{**group, "params": _listed(group["params"])} for group in groups]
+    return groups
 
 
 def _listed(parameters: Any) -> list[Any]:
+    if isinstance(parameters, set):
+        raise OptimizerError(
+            "parameters in a set have no order, and their noise follows it", hint="give a list"
+        )
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 
