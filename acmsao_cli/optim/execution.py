@@ -19,7 +19,7 @@ from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.rules.base import Context
 from acmsao_cli.optim.slots import Slot
-from acmsao_cli.optim.storage.codec import Cell, Codec, Pieces, State
+from acmsao_cli.optim.storage.codec import UNCUT, Cell, Codec, Pieces, State
 
 # Elements at a time: enough to keep a GPU busy, and temporaries of at most 64 MiB.
 BLOCK: Final = 1 << 19
@@ -87,7 +87,7 @@ def advance(
     block: int = BLOCK,
 ) -> None:
     """As `Pipeline.step`, with temporaries for about `block` elements."""
-    if weights.numel() <= block or pipeline.whole:
+    if weights.numel() <= max(block, UNCUT) or pipeline.whole:
         pipeline.step(weights, grad, state, ctx, noise)
         return
     spans = spans_of(weights.shape, block)

@@ -37,6 +37,8 @@ typedef struct {
     float *momentum_row, *momentum_col, *square_row, *square_col;
     uint8_t *sign;
     float *partial;         /* (batch, blocks, 2, cols): column sums of a block of rows */
+    double *squares;        /* (batch, blocks): sums of the gradient's squares */
+    float *norms;           /* (batch): of the gradients */
     const int32_t *numbers; /* (batch): the parameters', which seed their noise */
     int64_t rows, cols;
     int64_t block, blocks;       /* elements in a block (a multiple of 8, whole rows if SUMS); count */
@@ -61,6 +63,7 @@ typedef struct {
     float *momentum_sums, *square_sums;    /* of columns */
     float momentum_total, square_total;    /* of the row, if it is a single one */
     float momentum_least, square_least;    /* the smallest positive factors of columns */
+    double grad_squares;                   /* summed over the block */
 } Factors;
 
 #if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -193,12 +196,13 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
     uint16_t *negative = chunk->negative + from;
     const float one_momentum = several || MOMENTUM != RANK1 ? 0 : *f.momentum_row;
     const float one_square = several || SQUARE != RANK1 ? 0 : *f.square_row;
-    float momentum_total = 0, square_total = 0;
-#pragma omp simd reduction(+ : momentum_total, square_total)
+    float momentum_total = 0, square_total = 0, grad_squares = 0;
+#pragma omp simd reduction(+ : momentum_total, square_total, grad_squares)
     for (int64_t i = 0; i < count; i++) {
         float g = j.side * (GRAD == HALF ? widen(grad_half[i]) : grad[i]);
         float w = WEIGHTS == HALF ? widen(weights_half[i]) : weights[i];
         float m = g, u;
+        grad_squares += g * g;
         if (MOMENTUM == RANK1) {
             float row = several ? f.momentum_row[i] : one_momentum;
             m = outer(row, f.momentum_col[i], clamp);
@@ -258,6 +262,7 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
     }
     factors->momentum_total += momentum_total;
     factors->square_total += square_total;
+    factors->grad_squares += grad_squares;
 }
 
 static float least_positive(const float *x, int64_t count)
@@ -361,6 +366,7 @@ static Job member(const Job *job, int64_t index)
     one.square_row += index * job->rows, one.square_col += index * job->cols;
     one.sign += index * ((numel + 7) / 8);
     one.partial += index * job->blocks * 2 * job->cols;
+    one.squares += index * job->blocks, one.norms += index;
     for (int stream = 0; stream < 3; stream++)
         one.salts[stream] += (uint32_t)job->numbers[index] * 0x2545F491u;
     return one;
@@ -417,6 +423,7 @@ static void step_block(const Job *job, int64_t block)
         if (MOMENTUM == RANK1)
             pack_signs(job->sign + first / 8, chunk.negative, count);
     }
+    job->squares[block] = factors.grad_squares;
     for (int64_t i = 0; SUMS && i < rows_at_once; i++)
         for (int64_t k = 0; k < cols; k++) {
             sums[k] += several_sums[0][i * cols + k];
@@ -452,14 +459,18 @@ void step(const Job *job, int64_t first, int64_t last)
     }
 }
 
-/* Store the new factors of members [first, last), after all blocks. */
+/* Store the new factors of members [first, last) and their gradients' norms, after all blocks. */
 void finish(const Job *job, int64_t first, int64_t last)
 {
-    for (int64_t i = first; i < last && SUMS; i++) {
+    for (int64_t i = first; i < last; i++) {
         Job one = member(job, i);
         if (MOMENTUM == RANK1)
             store_sums(&one, one.momentum_row, one.momentum_col, one.partial);
         if (SQUARE == RANK1)
             store_sums(&one, one.square_row, one.square_col, one.partial + job->cols);
+        double squares = 0;
+        for (int64_t block = 0; block < job->blocks; block++)
+            squares += one.squares[block];
+        *one.norms = (float)sqrt(squares);
     }
 }

@@ -37,7 +37,7 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("momentum", "square")),
         *((name, ctypes.c_void_p) for name in ("momentum_row", "momentum_col")),
         *((name, ctypes.c_void_p) for name in ("square_row", "square_col")),
-        *((name, ctypes.c_void_p) for name in ("sign", "partial", "numbers")),
+        *((name, ctypes.c_void_p) for name in ("sign", "partial", "squares", "norms", "numbers")),
         *((name, ctypes.c_int64) for name in ("rows", "cols", "block", "blocks")),
         ("salts", ctypes.c_int32 * 3),
         ("side", ctypes.c_float),
@@ -66,27 +66,33 @@ class CpuKernel:
         state: State,
         ctx: Context,
         noise: Noise,
-    ) -> None:
+    ) -> Tensor:
         """Advance a batch whose weights and gradients were not gathered: they lie where they lie.
 
         Of any shape that holds ctx.rows x ctx.cols elements in order; `state` is the whole batch's.
+        Return the gradients' norms, fp32 (batch,), which cost nothing here.
         """
         assert noise.offset == 0, "a kernel steps whole parameters"
+        norms = torch.zeros(len(weights))
         if not ctx.rows * ctx.cols:
-            return
+            return norms
         grad_dtype = torch.bfloat16 if grads[0].dtype == torch.bfloat16 else torch.float32
         grads = [grad.to(grad_dtype).contiguous() for grad in grads]
         dense = [values.contiguous() for values in weights]
-        block, blocks = self._blocks(ctx.rows, ctx.cols)
+        rows, cols = self.parts.matrix(ctx)
+        block, blocks = self._blocks(rows, cols)
         numbers = noise.numbers.to(torch.int32).contiguous()
-        partial = torch.empty((len(dense), blocks, 2, ctx.cols) if self.parts.sums else 0)
+        partial = torch.empty((len(dense), blocks, 2, cols) if self.parts.sums else 0)
+        squares = torch.empty((len(dense), blocks), dtype=torch.float64)
         job = _Job(
             weights=_addresses(dense),
             grads=_addresses(grads),
             numbers=numbers.data_ptr(),
             partial=partial.data_ptr(),
-            rows=ctx.rows,
-            cols=ctx.cols,
+            squares=squares.data_ptr(),
+            norms=norms.data_ptr(),
+            rows=rows,
+            cols=cols,
             block=block,
             blocks=blocks,
             salts=(ctypes.c_int32 * 3)(*self.parts.salts(noise)),
@@ -102,6 +108,7 @@ class CpuKernel:
         for values, stepped in zip(weights, dense, strict=True):
             if stepped is not values:
                 values.copy_(stepped)
+        return norms
 
     def library(self, grad_dtype: torch.dtype) -> ctypes.CDLL:
         """The compiled code for gradients of this dtype; built the first time."""

@@ -224,7 +224,7 @@ class CudaKernel:
     ) -> None:
         """Advance weights and state in place; the host waits for nothing."""
         assert noise.offset == 0, "a kernel steps whole parameters"
-        batch, rows, cols = weights.shape
+        batch, (rows, cols) = len(weights), self.parts.matrix(ctx)
         numel = rows * cols
         if not weights.numel():
             return
@@ -290,5 +290,5 @@ def _store_sums(pieces: Pieces, row: Tensor, col: Tensor) -> None:
     """Rank1.write, from sums of (batch, rows) and (batch, cols)."""
     total = row.sum(1, keepdim=True)
     share = row / torch.where(total > 0, total, 1.0)
-    pieces["row"].copy_(share.clamp_(min=_TINY).mul_(row > 0).unsqueeze(2))
-    pieces["col"].copy_(col.unsqueeze(1))
+    pieces["row"].copy_(share.clamp_(min=_TINY).mul_(row > 0).view_as(pieces["row"]))
+    pieces["col"].copy_(col.view_as(pieces["col"]))

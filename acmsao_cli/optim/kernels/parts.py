@@ -21,7 +21,7 @@ from acmsao_cli.optim.slots import Role, Slot
 from acmsao_cli.optim.storage.codec import Codec, Full
 from acmsao_cli.optim.storage.dense import Half
 from acmsao_cli.optim.storage.policy import Storage
-from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
+from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1, folded_shape
 from acmsao_cli.optim.write import Nearest, Rounding, Stochastic, Write
 
 MOMENTUM: Final = "momentum"
@@ -81,6 +81,10 @@ class Parts:
     def sums(self) -> bool:
         """Whether rows and columns are added up."""
         return Kept.RANK1 in (self.momentum, self.square)
+
+    def matrix(self, ctx: Context) -> tuple[int, int]:
+        """The rows and columns that are added up, or the parameter's own."""
+        return folded_shape(ctx.rows, ctx.cols) if self.sums else (ctx.rows, ctx.cols)
 
     def names(self) -> dict[str, str]:
         """What the code is compiled for."""

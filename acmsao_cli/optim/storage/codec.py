@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from acmsao_cli.optim.noise import Noise
 
 Pieces = dict[str, Tensor]  # what is really stored; every piece has the batch as its leading axis
 State = dict[str, Pieces]  # one entry for each cell
+
+UNCUT: Final = 1 << 16  # parameters with at most so many elements are never stepped in blocks
 
 
 class Codec(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.optim.noise import Noise
-from acmsao_cli.optim.storage.codec import Codec, Full, Pieces
+from acmsao_cli.optim.storage.codec import UNCUT, Codec, Full, Pieces
 from acmsao_cli.optim.storage.dense import Half
 from acmsao_cli.optim.storage.packing import pack, packed_length, unpack
 from acmsao_cli.optim.storage.policy import ByRole, storage
@@ -22,31 +24,38 @@ _SMALLEST: Final = torch.finfo(torch.float32).tiny
 class Rank1(Codec):
     """Rows' and columns' sums of |x| on the natural matrix (as Adafactor, arXiv:1804.04235).
 
-    Exact for a value of rank one. A vector is one row and so is stored exactly, at 4 bytes for each
-    element and 4 for the row: factoring saves bytes on matrices only, 4 (rows + cols) instead of 4
-    rows cols.
+    Exact for a value of rank one; 4 (rows + cols) bytes instead of 4 rows cols. A vector, which has
+    no rows to add up, is folded into a matrix nearly as high as wide (SMMF, arXiv:2412.08894).
     """
 
     def allocate(self, shape: tuple[int, int, int], device: torch.device) -> Pieces:
-        """Return zero sums: `row` (batch, rows, 1) and `col` (batch, 1, cols)."""
+        """Return zero sums: `row` (batch, rows, 1) and `col` (batch, 1, cols).
+
+        Those of a folded vector have an axis of length 1 more: (batch, 1, rows, 1) and so on.
+        """
         batch, rows, cols = shape
+        folded = folded_shape(rows, cols)
+        axis = () if folded == (rows, cols) else (1,)
         return {
-            "row": torch.zeros((batch, rows, 1), dtype=torch.float32, device=device),
-            "col": torch.zeros((batch, 1, cols), dtype=torch.float32, device=device),
+            "row": torch.zeros((batch, *axis, folded[0], 1), dtype=torch.float32, device=device),
+            "col": torch.zeros((batch, *axis, 1, folded[1]), dtype=torch.float32, device=device),
         }
 
     def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return a fresh outer product, positive where row and column are."""
         row, col = pieces["row"], pieces["col"]
         value = (row * col).clamp_(min=_SMALLEST)  # by a number: twice as fast as by rows
-        return value.mul_((row > 0).to(row.dtype)).mul_((col > 0).to(col.dtype))
+        value.mul_((row > 0).to(row.dtype)).mul_((col > 0).to(col.dtype))
+        return value if value.ndim == 3 else value.flatten(2)
 
     def write(
         self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
     ) -> None:
         """Store the sums of a non-negative value."""
-        row, col = value.sum(2, keepdim=True), value.sum(1, keepdim=True)
-        total = row.sum(1, keepdim=True)  # only row is scaled: row * col keeps the sum
+        if pieces["row"].ndim == 4:
+            value = value.reshape(len(value), 1, pieces["row"].shape[2], pieces["col"].shape[3])
+        row, col = value.sum(-1, keepdim=True), value.sum(-2, keepdim=True)
+        total = row.sum(-2, keepdim=True)  # only row is scaled: row * col keeps the sum
         pieces["row"].copy_(_positive_where(row > 0, row / torch.where(total > 0, total, 1.0)))
         pieces["col"].copy_(col)
 
@@ -98,6 +107,20 @@ class SignedRank1(Codec):
     def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
         """Join the sums; the signs are in their places."""
         self.magnitude.join(pieces, blocks)
+
+
+@functools.cache
+def near_square(count: int) -> tuple[int, int]:
+    """Rows and columns of the squarest matrix with exactly `count` elements, at least as wide."""
+    rows = next((n for n in range(math.isqrt(count), 1, -1) if count % n == 0), 1)
+    return rows, count // rows
+
+
+def folded_shape(rows: int, cols: int) -> tuple[int, int]:
+    """The matrix whose rows and columns are added up: a vector's is folded, if it is not too long
+    to be stepped at once.
+    """
+    return near_square(cols) if rows == 1 and cols <= UNCUT else (rows, cols)
 
 
 def pack_signs(value: Tensor) -> Tensor:

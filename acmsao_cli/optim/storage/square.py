@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +10,15 @@ from torch import Tensor
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.storage.codec import Codec, Pieces, shape_only
 from acmsao_cli.optim.storage.policy import ByRole, storage
-from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
+from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1, near_square
 
 
 @dataclass(frozen=True)
 class Square(Codec):
     """The elements in a matrix of nearly as many rows as columns (SMMF, arXiv:2412.08894).
 
-    Fewer sums for vectors and thin matrices, whose rows and columns then mean nothing: less
-    faithful than a matrix's own.
+    Fewer sums for thin matrices, whose rows and columns then mean nothing: less faithful than their
+    own.
     """
 
     inner: Rank1 | SignedRank1
@@ -48,14 +46,7 @@ class Square(Codec):
         self.inner.write(pieces, value.reshape(batch, *near_square(rows * cols)), noise)
 
 
-@functools.cache
-def near_square(count: int) -> tuple[int, int]:
-    """Rows and columns of the squarest matrix with exactly `count` elements, at least as wide."""
-    rows = next((n for n in range(math.isqrt(count), 1, -1) if count % n == 0), 1)
-    return rows, count // rows
-
-
 @storage("factored_square")
 def factored_square() -> ByRole:
-    """As factored, along a near-square matrix: smaller for vectors and thin matrices only."""
+    """As factored, along a near-square matrix: smaller for thin matrices only."""
     return ByRole("factored_square", signed=Square(SignedRank1()), positive=Square(Rank1()))
