@@ -200,7 +200,7 @@ def test_weights_and_gradients_may_lie_across_memory() -> None:
     assert_same(straight, across)
 
 
-def test_parameters_need_not_be_gathered() -> None:
+def test_parameters_need_not_be_gathered_and_norms_come_along() -> None:
     """They may be anywhere in memory, and a convolution's channels come last."""
     pipeline = build_pipeline("adamw", storage="factored")
     kernel = require(pipeline, CPU, torch.bfloat16)
@@ -213,7 +213,9 @@ def test_parameters_need_not_be_gathered() -> None:
         gathered.step(kernel, grad)
 
         def step(_: object, grads: torch.Tensor, *rest: Any) -> None:
-            kernel.step_apart(parameters, [grad.view(16, 4, 3, 3) for grad in grads], *rest)
+            alike = [grad.view(16, 4, 3, 3) for grad in grads]
+            norms = kernel.step_apart(parameters, alike, *rest)
+            torch.testing.assert_close(norms, grads.float().norm(dim=(1, 2)))
 
         apart.step(step, grad)
     apart.weights = torch.stack([parameter.reshape(16, 36) for parameter in parameters])
