@@ -1,0 +1,109 @@
+"""Updates from compressed states stay near exact AdamW's, and small whatever the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from optim.storage.kept import CPU, noise
+from torch import Tensor, nn
+
+from acmsao_cli.optim.slots import Role, Slot
+from acmsao_cli.optim.storage.codec import Cell
+from acmsao_cli.optim.storage.policy import named_storage
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+STEPS, COUNTED = 90, 60
+SLOTS = (
+    Slot("mean_square", Role.POSITIVE),
+    Slot("momentum", Role.SIGNED, unit="mean_square"),
+)
+
+
+@pytest.fixture(scope="module")
+def gradients() -> Tensor:
+    """Of the middle layer of a small network that learns, in batches: (steps, 1, 96, 96)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(32, 96), nn.GELU(), nn.Linear(96, 96), nn.GELU(), nn.Linear(96, 8)
+    )
+    teacher = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    found = []
+    for _ in range(100 + STEPS):
+        x = torch.randn(64, 32)
+        loss = nn.functional.cross_entropy(model(x), teacher(x).argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        found.append(model[2].weight.grad.clone())
+        optimizer.step()
+    return torch.stack(found[100:]).unsqueeze(1)
+
+
+def updates(name: str, stream: Tensor) -> Iterator[Tensor]:
+    """AdamW on averages that are always corrected (arXiv:1804.04235, 7.1), kept in a storage."""
+    storage = named_storage(name)
+    codecs = [storage.codec(slot) for slot in SLOTS]
+    kept = [codec.allocate(stream.shape[1:], CPU) for codec in codecs]
+    for step, grad in enumerate(stream, start=1):
+        square = Cell(codecs[0], kept[0], noise(1, step * 77).stream(1))
+        momentum = Cell(codecs[1], kept[1], noise(1, step * 77).stream(2), square)
+        share1, share2 = ((1 - beta) / (1 - beta**step) for beta in BETAS)
+        v = square.read().lerp(grad.square(), share2)
+        square.write(v)
+        m = momentum.read().lerp(grad, share1)
+        momentum.write(m)
+        momentum.close()
+        yield m / (v.sqrt() + EPS)
+
+
+def exact_updates(stream: Tensor) -> Iterator[Tensor]:
+    """AdamW in fp64 as its paper has it (arXiv:1711.05101)."""
+    m = v = torch.zeros(stream.shape[1:], dtype=torch.float64)
+    for step, grad in enumerate(stream.double(), start=1):
+        m = BETAS[0] * m + (1 - BETAS[0]) * grad
+        v = BETAS[1] * v + (1 - BETAS[1]) * grad.square()
+        yield m / (1 - BETAS[0] ** step) / ((v / (1 - BETAS[1] ** step)).sqrt() + EPS)
+
+
+def cosine(name: str, stream: Tensor) -> float:
+    """Mean with fp64 AdamW over the last steps."""
+    pairs = zip(updates(name, stream), exact_updates(stream), strict=True)
+    found = [
+        torch.cosine_similarity(update.double().flatten(), exact.flatten(), 0)
+        for update, exact in pairs
+    ]
+    return float(torch.stack(found[-COUNTED:]).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("factored", 0.69),
+        ("factored_2bit", 0.79),
+        ("factored_4bit", 0.95),
+        ("factored_8bit", 0.97),
+        ("factored_second", 0.97),
+        ("int8", 0.99),
+    ],
+)
+def test_updates_point_where_exact_ones_do(name: str, least: float, gradients: Tensor) -> None:
+    assert cosine(name, gradients) >= least
+
+
+@pytest.mark.parametrize("name", ["factored", "factored_2bit", "factored_4bit", "factored_8bit"])
+@pytest.mark.parametrize("kind", ["alike", "rows and columns", "elements"])
+def test_no_update_is_above_three_learning_rates(name: str, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def sizes(deviation: float, *shape: int) -> Tensor:
+        return (torch.randn(shape, generator=generator) * deviation).exp()
+
+    scale = {
+        "alike": torch.ones(64, 96),
+        "rows and columns": sizes(1.0, 64, 1) * sizes(1.0, 1, 96),
+        "elements": sizes(2.0, 64, 96),
+    }[kind]
+    stream = torch.randn(STEPS, 1, 64, 96, generator=generator) * scale
+    assert max(float(update.abs().max()) for update in updates(name, stream)) <= 3
