@@ -85,8 +85,7 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
     for module in core.trainee.modules().values():
         tracer.claim(module.parameters(), "weights")
         tracer.claim(module.buffers(), "weights")
-    core.optimizer.allocate()
-    tracer.claim(core.optimizer.state_tensors().values(), "optimizer")
+    tracer.claim(core.optimizer.resident_state(), "optimizer")
     for batch in batches:
         tracer.claim(batch.inputs.values(), ACTIVATIONS)
     handles = [

@@ -277,6 +277,14 @@ class ComposedOptimizer(torch.optim.Optimizer):
         """Return `<parameter name>/<slot>/<piece>` -> view; save it before the next step."""
         return saving.tensors(self)
 
+    def resident_state(self) -> Iterator[Tensor]:
+        """The state that takes the device's memory: all but what is offloaded."""
+        for batch in self._batches:
+            pipeline, state = self.pipelines[batch.layer], self._state_of(batch)
+            for cell, slot in pipeline.cells():
+                if not pipeline.storage.codec(slot).offloaded:
+                    yield from state[cell].values()
+
     def state_header(self) -> dict[str, Any]:
         """Return what the tensors do not say, as JSON: pipeline, groups, steps, seed and so on."""
         return saving.header(self)

@@ -108,6 +108,8 @@ def test_what_saves_memory_shows_in_the_plan(folders: dict[str, Path], family: s
 
     full = peak(**FULL)
     assert peak(**FULL, optimizer={"storage": "bf16"}) < full
+    offloaded = peak(**FULL, optimizer={"storage": "offloaded(bf16)"})
+    assert offloaded < peak(**FULL, optimizer={"storage": "bf16"})
     factored, fused = peak(**FULL, optimizer={"storage": "factored"}), peak(**FULL, **FUSED)
     assert factored < full
     # The micro language model's peak is in its loss, where no gradient exists yet.

@@ -16,7 +16,8 @@ from acmsao_cli.optim.storage.codec import Codec, Pieces
 class Offloaded(Codec):
     """Another codec's pieces, in pinned host memory where the device is a GPU.
 
-    On a CPU it is the same memory as ever. On the meta device pieces stay there, to be counted.
+    On a CPU it is the same memory as ever, and copied all the same: one way of stepping. On the meta
+    device pieces stay there, to be counted.
     """
 
     inner: Codec
@@ -50,13 +51,14 @@ class Offloaded(Codec):
 
     def stage(self, pieces: Pieces, device: torch.device) -> Pieces:
         """Copy to the device, without waiting."""
-        return {name: piece.to(device, non_blocking=True) for name, piece in pieces.items()}
+        return {
+            name: piece.to(device, non_blocking=True, copy=True) for name, piece in pieces.items()
+        }
 
     def unstage(self, pieces: Pieces, staged: Pieces) -> None:
         """Copy back and wait: the host may put blocks together next."""
         for name, piece in pieces.items():
-            if staged[name] is not piece:
-                piece.copy_(staged[name])
+            piece.copy_(staged[name])
 
     def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return what the inner codec reads from staged pieces."""
