@@ -11,12 +11,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#define NONE 0
 #define FULL 1  /* fp32 */
 #define HALF 2  /* bf16, rounded stochastically */
 #define RANK1 3 /* row and column sums, and a bit for the sign */
 #define ADAMW 1
 #define LION 2
-#define NONE 0
 #define DIVIDE 1
 #define ATAN2 2
 #define NEAREST 1
@@ -41,9 +41,9 @@ typedef struct {
     float *norms;           /* (batch): of the gradients */
     const int32_t *numbers; /* (batch): the parameters', which seed their noise */
     int64_t rows, cols;
-    int64_t block, blocks;       /* elements in a block (a multiple of 8, whole rows if SUMS); count */
-    uint32_t salts[3];           /* of the weights', the momentum's and the square's noise */
-    float side;                                 /* -1 to maximise, else 1 */
+    int64_t block, blocks; /* elements in a block: a multiple of 8, whole rows if SUMS; their count */
+    uint32_t salts[3];     /* of the weights', the momentum's and the square's noise */
+    float side;            /* -1 to maximise, else 1 */
     float look, pull, keep_square, pull_square; /* weights in averages, see parts.py */
     float grow, grow_square, eps;               /* 1 / bias corrections */
     float shrink, lr;
@@ -52,18 +52,18 @@ typedef struct {
 /* What a chunk's elements need at hand. */
 typedef struct {
     uint16_t weights[CHUNK], momentum[CHUNK], square[CHUNK]; /* noise */
-    uint16_t negative[CHUNK];                                /* the momentum's sign, in the top bit */
-    float momentum_row[CHUNK], square_row[CHUNK];            /* several rows' factors, spread */
-    float momentum_size[CHUNK], square_size[CHUNK];          /* several rows' new |m| and v */
+    uint16_t negative[CHUNK];                       /* the momentum's sign, in the top bit */
+    float momentum_row[CHUNK], square_row[CHUNK];   /* several rows' factors, spread */
+    float momentum_size[CHUNK], square_size[CHUNK]; /* several rows' new |m| and v */
 } Chunk;
 
 /* Factors of a strip's elements, and sums that will replace them. */
 typedef struct {
     const float *momentum_row, *square_row, *momentum_col, *square_col;
-    float *momentum_sums, *square_sums;    /* of columns */
-    float momentum_total, square_total;    /* of the row, if it is a single one */
-    float momentum_least, square_least;    /* the smallest positive factors of columns */
-    double grad_squares;                   /* summed over the block */
+    float *momentum_sums, *square_sums; /* of columns */
+    float momentum_total, square_total; /* of the row, if it is a single one */
+    float momentum_least, square_least; /* the smallest positive factors of columns */
+    double grad_squares;                /* summed over the block */
 } Factors;
 
 #if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -382,6 +382,7 @@ static void draw_all(const Job *job, Chunk *chunk, int64_t first, int64_t count)
         draw(chunk->square, job->salts[2], first, count);
 }
 
+/* Everything but the new factors, of one block of one parameter. */
 static void step_block(const Job *job, int64_t block)
 {
     int64_t cols = job->cols, numel = job->rows * cols, first = block * job->block;

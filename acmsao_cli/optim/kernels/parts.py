@@ -168,5 +168,5 @@ def _kept(slot: Slot, storage: Storage) -> Kept:
 
 def _unknown(what: str) -> OptimizerError:
     return OptimizerError(
-        f"no kernel knows {what}", hint="set kernels=false, or leave the choice to the optimizer"
+        f"no kernel knows {what}", hint="with kernels=false the pipeline itself runs"
     )
