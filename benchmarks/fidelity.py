@@ -1,19 +1,25 @@
 """How close updates from compressed states are to exact AdamW's, on gradients of a real training.
 
-The gradients of the `text` task (a small Llama) are recorded once and given to every optimizer:
+python benchmarks/fidelity.py [--steps 150] [--only TEXT ...] [--out STEM]
+
+The gradients of a Llama of width 128 that reads as in the `text` task are recorded once and given to every optimizer:
 the weights of one do not lead another elsewhere. Interior matrices are those of attention and MLP;
-the embedding and the head, whose rows are seldom touched, are harder and stand beside.
+the embedding and the head, whose rows are seldom touched, are harder and stand beside. So do three
+synthetic streams of noise: alike everywhere, of sizes by row and column, and by element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import recording
 import torch
-from entries import Absent, Entry
-from tasks import TASKS
+from entries import Absent, Entry, entries
+from tasks import open_reader
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,12 +29,22 @@ STEPS = 150
 COUNTED = 50  # the last ones: averages have filled by then
 BETAS, EPS = (0.9, 0.999), 1e-8
 EDGES = ("embed_tokens", "lm_head")
+OTHERWISE = ("AdEMAMix", "cautious", "torch ", "pytorch_optimizer", "kernel", "SR of weights")
+
+
+def adam_like(chosen: Iterable[Entry]) -> list[Entry]:
+    """AdamW with states kept in any way: what the exact update can be held against."""
+    return [
+        entry
+        for entry in chosen
+        if "AdamW" in entry.name and not any(word in entry.name for word in OTHERWISE)
+    ]
 
 
 @cache
 def recorded_gradients(steps: int) -> list[dict[str, Tensor]]:
     """Gradients of every matrix at each step of an AdamW training."""
-    opened = TASKS["text"].open(0)
+    opened = open_reader(0, width=128)
     optimizer = ComposedOptimizer(opened.parameters, build_pipeline("adamw"), lr=2e-3)
     stream = []
     for _ in range(steps):
@@ -39,6 +55,24 @@ def recorded_gradients(steps: int) -> list[dict[str, Tensor]]:
         optimizer.step()
         optimizer.zero_grad()
     return stream
+
+
+def synthetic_gradients(steps: int, rows: int = 128, cols: int = 192) -> list[dict[str, Tensor]]:
+    """Normal noise times sizes that stay: one, lognormal by row and column, or by element."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sizes(deviation: float, *shape: int) -> Tensor:
+        return (torch.randn(shape, generator=generator) * deviation).exp()
+
+    scales = {
+        "alike": torch.ones(rows, cols),
+        "rows x cols lognormal(1)": sizes(1.0, rows, 1) * sizes(1.0, 1, cols),
+        "elements lognormal(2)": sizes(2.0, rows, cols),
+    }
+    return [
+        {name: torch.randn(rows, cols, generator=generator) * s for name, s in scales.items()}
+        for _ in range(steps)
+    ]
 
 
 def exact_updates(stream: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -68,12 +102,14 @@ def updates_of(entry: Entry, stream: list[dict[str, Tensor]]) -> Iterator[dict[s
         yield {name: -weight.detach().double() for name, weight in weights.items()}
 
 
-def fidelity(entry: Entry, steps: int = STEPS) -> dict[str, Any]:
+def compare(
+    entry: Entry, stream: list[dict[str, Tensor]]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Mean cosine with the exact update over the last steps, and the largest entry of any update.
 
-    Raises Absent.
+    By matrix. Raises Absent.
     """
-    stream = recorded_gradients(steps)
+    steps = len(stream)
     counted = min(COUNTED, steps // 2)
     cosines: dict[str, list[float]] = {name: [] for name in stream[0]}
     largest = dict.fromkeys(stream[0], 0.0)
@@ -84,12 +120,22 @@ def fidelity(entry: Entry, steps: int = STEPS) -> dict[str, Any]:
             if step >= steps - counted:
                 cosine = functional.cosine_similarity(value.flatten(), exact[name].flatten(), 0)
                 cosines[name].append(float(cosine))
-    means = {name: sum(values) / len(values) for name, values in cosines.items()}
+    return {name: sum(values) / len(values) for name, values in cosines.items()}, largest
+
+
+def fidelity(entry: Entry, steps: int = STEPS) -> dict[str, Any]:
+    """Figures of the real and the synthetic streams. Raises Absent."""
+    means, largest = compare(entry, recorded_gradients(steps))
+    cosines, extremes = compare(entry, synthetic_gradients(steps))
     interior = [mean for name, mean in means.items() if not any(e in name for e in EDGES)]
     return {
         "interior": {"mean": sum(interior) / len(interior), "lowest": min(interior)},
         "edges": {name: mean for name, mean in means.items() if any(e in name for e in EDGES)},
         "largest_update": max(largest.values()),
+        "synthetic": {
+            name: {"cosine": mean, "largest_update": extremes[name]}
+            for name, mean in cosines.items()
+        },
     }
 
 
@@ -104,3 +150,55 @@ def fidelities(entries: list[Entry], steps: int = STEPS) -> dict[str, Any]:
         row = found[entry.name]
         print(f"fidelity  {entry.name:42} {row['interior']['mean']:.3f}", flush=True)
     return found
+
+
+def report(found: dict[str, Any]) -> str:
+    """The figures as a markdown table."""
+    streams = list(next(iter(found.values()))["synthetic"]) if found else []
+    header = ["optimizer", "interior, mean (lowest)", "embedding, head", "largest", *streams]
+    return recording.table(
+        header,
+        [
+            [
+                name,
+                f"{row['interior']['mean']:.3f} ({row['interior']['lowest']:.3f})",
+                ", ".join(f"{mean:.3f}" for mean in row["edges"].values()),
+                f"{row['largest_update']:.1f}",
+                *(
+                    f"{part['cosine']:.3f}, {part['largest_update']:.1f}"
+                    for part in row["synthetic"].values()
+                ),
+            ]
+            for name, row in found.items()
+        ],
+    )
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--only", nargs="*", default=[], help="entries with any of these texts")
+    parser.add_argument("--out", type=Path, default=recording.RESULTS / "fidelity")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    torch.set_num_threads(1)
+    chosen = [
+        entry
+        for entry in adam_like(entries(None).values())
+        if not options.only or any(text in entry.name for text in options.only)
+    ]
+    found = fidelities(chosen, options.steps)
+    head = recording.provenance(
+        "Cosine of updates with fp64 AdamW's, and their largest entry at lr 1",
+        "torchao",
+        "bitsandbytes",
+        "pytorch_optimizer",
+    )
+    text = report(found)
+    print(text)
+    result = {**head, "steps": options.steps, "counted": COUNTED, "fidelity": found}
+    recording.write(options.out, result, f"# Fidelity of compressed states\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
