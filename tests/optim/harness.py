@@ -74,7 +74,7 @@ def combinations() -> Iterator[dict[str, Any]]:
     for name, kept in itertools.product(rule.parts, STORAGES):
         row: dict[str, Any] = {"name": name, "storage": kept}
         for station, choices in STATIONS.items():
-            row[station] = max(choices, key=lambda c: len(pairs(row | {station: c}) - met))  # noqa: B023
+            row[station] = max(choices, key=lambda c: len(pairs(row | {station: c}) - met))
         if row["rounding"] == "kahan":
             row["dtype"] = torch.bfloat16
         met |= pairs(row)

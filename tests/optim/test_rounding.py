@@ -47,6 +47,15 @@ def test_rounding_is_right_in_the_mean(number):
     assert abs(mean - value[0, 0, 0].item()) < 0.01 * unit
 
 
+@pytest.mark.parametrize("share", [0.125, 0.5, 0.9])
+def test_rounding_has_the_variance_of_one_draw(share):
+    """Up with probability f, else down: f (1 - f) units squared, the least an unbiased one has."""
+    unit = 2.0**-7
+    value = torch.full((1, 500, 400), 1.0 + share * unit)
+    error = (round_stochastic(value, noise(3)).double() - value.double()) / unit
+    assert abs(error.var().item() - share * (1 - share)) < 0.005
+
+
 def test_bits_are_uniform_and_streams_independent():
     shape = torch.Size([2, 100, 1000])
     draws = [noise(1, batch=2).stream(index).halves(shape).double() for index in range(3)]

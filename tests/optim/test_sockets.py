@@ -102,4 +102,4 @@ def test_banks_scalars_and_shared_numbers_survive_a_resume(kept):
     assert_same_bits(everything(*whole), everything(*second))
     assert whole[1].state_header()["layers"][0]["shared"] == {"scale": 0.5**5}
     assert whole[1].state_tensors()["first/travel/value"].shape == (1, 1)
-    assert sums(pipeline) == (kept == "factored")
+    assert sums(pipeline) == ("factored" in str(kept))
