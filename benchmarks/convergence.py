@@ -33,7 +33,7 @@ from acmsao_cli.errors import OptimizerError
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(tempfile.gettempdir()) / "convergence" / "runs.jsonl"
 EVALUATIONS = 10
-WARMUP = 0.05  # of the run; then a cosine down to zero
+WARMUP = 0.1  # of the run; then a cosine down to zero
 TUNING_SEED = 0
 
 

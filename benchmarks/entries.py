@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -73,16 +72,13 @@ class Ours:
 
     def __call__(self, named: Named, lr: float, decay: float) -> ComposedOptimizer:
         """Build the optimizer. Raises Absent."""
-        options: dict[str, Any] = {}
-        if "use_kernels" in inspect.signature(ComposedOptimizer).parameters:
-            options["use_kernels"] = self.kernels
-        elif self.kernels:
-            raise Absent("this version has no kernels")
         pipeline = self.pipeline()
         try:
-            return ComposedOptimizer(named, pipeline, lr=lr, weight_decay=decay, **options)
-        except (OptimizerError, ImportError) as error:
-            raise Absent(str(error)) from error
+            return ComposedOptimizer(
+                named, pipeline, lr=lr, weight_decay=decay, use_kernels=self.kernels
+            )
+        except OptimizerError as error:
+            raise Absent(error.message) from error
 
 
 ADEMAMIX = {"name": "adamw", "momentum": "ademamix"}

@@ -28,7 +28,7 @@ import numpy as np
 import recording
 import torch
 from entries import BASE, DECAY, LR, OURS, Absent, Entry, Named, Ours
-from fidelity import fidelities
+from fidelity import adam_like, fidelities, report
 from shapes import SETS, Shape, sdxl_unet_shapes, shape_set
 from torch import Tensor, nn
 
@@ -304,7 +304,7 @@ def markdown(result: dict[str, Any]) -> str:
     if result["unet"]:
         parts += ["\n## State of the SDXL UNet\n\n", _unet_table(result["unet"])]
     if result["fidelity"]:
-        parts += [FIDELITY, _fidelity_table(result["fidelity"])]
+        parts += [FIDELITY, report(result["fidelity"])]
     return "".join(parts)
 
 
@@ -321,8 +321,8 @@ HEADER = (
 )
 FIDELITY = (
     "\n## Fidelity\n\nCosine of the update with fp64 AdamW's on recorded gradients of a small Llama"
-    " (mean of the last steps), and the largest entry of any update in units of the learning"
-    " rate.\n\n"
+    " and on noise (mean of the last steps), and the largest entry of any update in units of the"
+    " learning rate.\n\n"
 )
 
 
@@ -366,29 +366,6 @@ def _unet_table(unet: dict[str, Any]) -> str:
     )
 
 
-def _fidelity_table(found: dict[str, Any]) -> str:
-    header = (
-        "optimizer",
-        "interior, mean",
-        "interior, lowest",
-        "embedding, head",
-        "largest update",
-    )
-    return recording.table(
-        header,
-        [
-            (
-                name,
-                f"{kept['interior']['mean']:.3f}",
-                f"{kept['interior']['lowest']:.3f}",
-                ", ".join(f"{mean:.3f}" for mean in kept["edges"].values()),
-                f"{kept['largest_update']:.2f}",
-            )
-            for name, kept in found.items()
-        ],
-    )
-
-
 def selected(every: dict[str, Entry], wanted: Sequence[str]) -> list[Entry]:
     """Entries whose name has one of the texts; all without texts."""
     return [e for e in every.values() if not wanted or any(text in e.name for text in wanted)]
@@ -416,12 +393,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     result["aims"] = aims.evaluate(result)
     recording.write(options.out, result, markdown(result))
-
-
-def adam_like(chosen: Sequence[Entry]) -> list[Entry]:
-    """AdamW with states kept in any way: what the exact update can be held against."""
-    changed = ("AdEMAMix", "cautious", "torch ", "pytorch_optimizer", "kernel", "SR of weights")
-    return [e for e in chosen if "AdamW" in e.name and not any(word in e.name for word in changed)]
 
 
 if __name__ == "__main__":

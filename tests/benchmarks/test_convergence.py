@@ -24,7 +24,7 @@ def test_the_rate_rises_then_falls_to_nothing():
 
     attempt = Attempt("text", "adamw", "", 1.0, 0, 100)
     rates = [rate(attempt, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2)
+    assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] < 1e-3
 
