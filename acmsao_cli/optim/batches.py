@@ -120,6 +120,19 @@ def scatter(gathered: Tensor, tensors: Sequence[Tensor]) -> None:
     torch._foreach_copy_([tensor.detach() for tensor in tensors], values)
 
 
+def row_by_row_norm(grad: Tensor, block: int) -> Tensor:
+    """Norm of each member of (batch, rows, cols), fp32 (batch,), with about `block` temporaries.
+
+    Row by row first: one fp32 sum over millions of entries loses digits on some devices.
+    """
+    rows = max(block // max(len(grad) * grad.shape[2], 1), 1)
+    parts = [
+        torch.linalg.vector_norm(part, dim=2, dtype=torch.float32) for part in grad.split(rows, 1)
+    ]
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1), dim=1)
+    return norm
+
+
 def row_of(state: State, index: int) -> State:
     """Views of one member's state, as a batch of one."""
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, TypeAlias, cast, overload
 
 import torch
@@ -20,9 +19,11 @@ from acmsao_cli.optim.batches import (
     Stacking,
     gather,
     plan_batches,
+    row_by_row_norm,
     row_of,
     scatter,
 )
+from acmsao_cli.optim.kernels.cpu import CpuKernel
 from acmsao_cli.optim.layers import LayerRule, check_layers, layer_of
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import Pipeline
@@ -36,7 +37,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.complex64)
 _OURS: Final = (  # what torch's optimizer does not have
     *("pipelines", "seed", "global_step", "use_kernels", "_layers", "_stacking", "members"),
     *("_member_of", "_batches", "_place", "_states", "steps", "_stepped", "_norms"),
-    *("_contributions", "_gradient_norm", "shared"),
+    *("_contributions", "_gradient_norm", "shared", "_kernels"),
 )
 
 
@@ -86,6 +87,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self.steps: list[int] = []  # by parameter number
         self._stepped: set[int] = set()  # parameter numbers advanced since the last finish
         self._norms, self._contributions = Totals(), _contributions(self.pipelines)
+        self._kernels: dict[tuple[int, torch.device, torch.dtype], kernels.Kernel | None] = {}
         self._gradient_norm: Tensor | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(cast(Any, _as_groups(named_parameters)), defaults)
@@ -179,19 +181,34 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self, members: Sequence[Member], batch: Batch, numbers: Tensor, state: State
     ) -> None:
         """Advance members with gradients of one dtype and equally many steps behind them."""
-        values = [member.values for member in members]
         step = self.steps[members[0].number] + 1
-        if values[0].numel():
-            weights = gather(values, batch.rows, batch.cols)
-            grad = gather([member.gradient for member in members], batch.rows, batch.cols)
-            self._note_norms(numbers, grad)
-            ctx = self._context(batch, weights, numbers, step)
-            noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
-            self._step_of(batch.layer, weights)(weights, grad, state, ctx, noise)
-            scatter(weights, values)
+        if members[0].values.numel():
+            self._step(members, batch, numbers, state, step)
         for member in members:
             self.steps[member.number] = step
             self._stepped.add(member.number)
+
+    def _step(
+        self, members: Sequence[Member], batch: Batch, numbers: Tensor, state: State, step: int
+    ) -> None:
+        values = [member.values for member in members]
+        grads = [member.gradient for member in members]
+        ctx = self._context(batch, values[0], numbers, step)
+        noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
+        kernel = self._kernel(batch.layer, values[0]) if self.use_kernels else None
+        if isinstance(kernel, CpuKernel):  # takes them where they lie, and the norms on the way
+            self._norms.put(numbers, kernel.step_apart(values, grads, state, ctx, noise))
+            return
+        weights, grad = (gather(them, batch.rows, batch.cols) for them in (values, grads))
+        self._norms.put(numbers, row_by_row_norm(grad, self._stacking.block))
+        if kernel is None:
+            pipeline = self.pipelines[batch.layer]
+            execution.advance(
+                pipeline, weights, grad, state, ctx, noise, block=self._stacking.block
+            )
+        else:
+            kernel(weights, grad, state, ctx, noise)
+        scatter(weights, values)
 
     def _context(self, batch: Batch, weights: Tensor, numbers: Tensor, step: int) -> Context:
         group = self.param_groups[batch.members[0].group]
@@ -209,30 +226,22 @@ class ComposedOptimizer(torch.optim.Optimizer):
             maximize=group["maximize"],
         )
 
-    def _step_of(self, layer: int, weights: Tensor) -> Callable[..., None]:
-        """A kernel where there is one and it is wanted, else the pipeline, in blocks."""
-        pipeline = self.pipelines[layer]
-        if self.use_kernels:
-            kernel = kernels.find(pipeline, weights.device, weights.dtype)
-            if kernel is not None:
-                return kernel
-        return partial(execution.advance, pipeline, block=self._stacking.block)
+    def _kernel(self, layer: int, weights: Tensor) -> kernels.Kernel | None:
+        """The kernel for such weights, if there is one."""
+        key = layer, weights.device, weights.dtype
+        if key not in self._kernels:
+            self._kernels[key] = kernels.find(self.pipelines[layer], *key[1:])
+        return self._kernels[key]
 
     def _check_kernels(self) -> None:
         """Refuse if nothing could be stepped by a kernel; the pipeline steps what has none."""
-        kinds = {(m.layer, m.values.device, m.values.dtype): None for m in self.members}
-        if not any(kernels.find(self.pipelines[n], device, dtype) for n, device, dtype in kinds):
-            layer, device, dtype = next(iter(kinds))
-            kernels.require(self.pipelines[layer], device, dtype)
+        if not any(self._kernel(member.layer, member.values) for member in self.members):
+            first = self.members[0]
+            kernels.require(self.pipelines[first.layer], first.values.device, first.values.dtype)
 
     def _is_uniform(self, batch: Batch) -> bool:
         dtypes = {member.gradient.dtype for member in batch.members}
         return len(dtypes) == 1 and len({self.steps[m.number] for m in batch.members}) == 1
-
-    def _note_norms(self, numbers: Tensor, grad: Tensor) -> None:
-        # Row by row first: one fp32 sum over millions of entries loses digits on some devices.
-        rows = torch.linalg.vector_norm(grad, dim=2, dtype=torch.float32)
-        self._norms.put(numbers, torch.linalg.vector_norm(rows, dim=1))
 
     def _finish(self) -> None:
         self._gradient_norm = self._norms.norm() if self._stepped else None
