@@ -3,10 +3,10 @@
 python benchmarks/fidelity.py [--steps 150] [--only TEXT ...] [--out STEM]
 
 The gradients of a Llama of width 128, which reads as in the `text` task, are recorded once and
-given to every optimizer: the weights of one do not lead another elsewhere. Interior matrices are those of
-attention and MLP; the embedding and the head, whose rows are seldom touched, are harder and stand
-beside. So do three synthetic streams of noise: alike everywhere, of sizes by row and column, and by
-element.
+given to every optimizer: the weights of one do not lead another elsewhere. Interior matrices are
+those of attention and MLP; the embedding and the head, whose rows are seldom touched, are harder
+and stand beside. So do three synthetic streams of noise: alike everywhere, of sizes by row and
+column, and by element.
 """
 
 from __future__ import annotations
