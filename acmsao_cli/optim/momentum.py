@@ -61,8 +61,8 @@ class Ema(Momentum):
     def advance(
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
-        """Return m / correction."""
-        return corrected(_average(grad, cells, "momentum", beta), correction)
+        """Return m / correction, which is what is stored: an average that is always corrected."""
+        return _average(grad, cells, "momentum", decay_of_corrected(beta, correction))
 
 
 @momentum("nesterov")
@@ -74,8 +74,8 @@ class Nesterov(Ema):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Look ahead by one gradient."""
-        ahead = torch.lerp(grad, _average(grad, cells, "momentum", beta), beta)
-        return corrected(ahead, correction)
+        average = _average(grad, cells, "momentum", decay_of_corrected(beta, correction))
+        return plus(average * beta, grad, (1 - beta) / correction)
 
 
 @momentum("heavy_ball")
@@ -241,11 +241,27 @@ def corrected(average: Tensor, correction: Scalar) -> Tensor:
     return average if isinstance(correction, float) and correction == 1.0 else average / correction
 
 
+def decay_of_corrected(beta: Scalar, correction: Scalar) -> Scalar:
+    """Decay rate of m / (1 - b^t) itself (Shazeer & Stern 2018, arXiv:1804.04235, 7.1).
+
+    1 - (1 - b) / (1 - b^t): 0 at first and b in the end. Kept like this, a state has one scale from
+    the first step on, which storage in few bits needs.
+    """
+    return 1 - (1 - beta) / correction
+
+
 def plus(x: Tensor, y: Tensor, times: Scalar) -> Tensor:
     """Return x + times y, fresh; torch takes `alpha` only as a host number."""
     if isinstance(times, Tensor):
         return torch.addcmul(x, y, times.to(y))
     return torch.add(x, y, alpha=times)
+
+
+def plus_product(x: Tensor, a: Tensor, b: Tensor, times: Scalar) -> Tensor:
+    """Add times a b to x, in place."""
+    if isinstance(times, Tensor):
+        return x.add_((a * b).mul_(times))
+    return x.addcmul_(a, b, value=times)
 
 
 def _average(grad: Tensor, cells: Cells, slot: str, beta: Scalar) -> Tensor:

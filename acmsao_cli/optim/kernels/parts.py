@@ -10,6 +10,7 @@ import torch
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import registry
+from acmsao_cli.optim.momentum import decay_of_corrected
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import WEIGHT_STREAM, Pipeline
 from acmsao_cli.optim.ratio import Ratio, atan2, divide
@@ -113,14 +114,17 @@ class Parts:
         beta1, beta2 = self.rule.betas
         if isinstance(self.rule, Lion):
             return Numbers(side, float(beta1), 1.0 - beta2, 0.0, 0.0, 1.0, 1.0, 0.0, shrink, lr)
+        decay1, decay2 = (
+            float(decay_of_corrected(beta, bias_correction(beta, step))) for beta in (beta1, beta2)
+        )
         return Numbers(
             side=side,
             look=0.0,
-            pull=1.0 - beta1,
-            keep_square=float(beta2),
-            pull_square=1.0 - beta2,
-            grow=1 / float(bias_correction(beta1, step)),
-            grow_square=1 / float(bias_correction(beta2, step)),
+            pull=1.0 - decay1,
+            keep_square=decay2,
+            pull_square=1.0 - decay2,
+            grow=1.0,
+            grow_square=1.0,
             eps=float(value_at(self.rule.eps, step) * ctx.grad_scale),
             shrink=shrink,
             lr=lr,

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.momentum import Accumulator, Ema, Momentum, at_decay, corrected
+from acmsao_cli.optim.momentum import (
+    Accumulator,
+    Ema,
+    Momentum,
+    at_decay,
+    corrected,
+    decay_of_corrected,
+    plus_product,
+)
 from acmsao_cli.optim.ratio import Ratio, divide
 from acmsao_cli.optim.rules.base import (
     Cells,
@@ -76,12 +84,15 @@ class AdamW(Rule):
 
     def _root_mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         _, beta = self.betas
-        square = cells["mean_square"].read().mul_(beta).addcmul_(grad, grad, value=1 - beta)
+        weight = self._weight(beta, ctx)
+        decay = decay_of_corrected(beta, weight)
+        square = plus_product(cells["mean_square"].read().mul_(decay), grad, grad, 1 - decay)
         cells["mean_square"].write(square)
         if self.amsgrad:
-            square = torch.maximum(square, cells["max_mean_square"].read())
-            cells["max_mean_square"].write(square)
-        return (square / self._weight(beta, ctx)).sqrt_()
+            largest = torch.maximum(square * weight, cells["max_mean_square"].read())
+            cells["max_mean_square"].write(largest)
+            square = largest / weight
+        return square.sqrt()
 
     def _weight(self, beta: float, ctx: Context) -> Scalar:
         return 1.0 if self.correction == "none" else bias_correction(beta, ctx.step)
