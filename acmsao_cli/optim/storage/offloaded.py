@@ -16,8 +16,8 @@ from acmsao_cli.optim.storage.codec import Codec, Pieces
 class Offloaded(Codec):
     """Another codec's pieces, in pinned host memory where the device is a GPU.
 
-    On a CPU it is the same memory as ever, and copied all the same: one way of stepping. On the meta
-    device pieces stay there, to be counted.
+    On a CPU it is the same memory as ever, and copied all the same: one way of stepping. On the
+    meta device pieces stay there, to be counted.
     """
 
     inner: Codec
