@@ -387,6 +387,7 @@ def report(tasks: Sequence[Task], names: Sequence[str], plan: Plan, cache: Path)
     there = [name for name in names if name not in skipped]
     found = {task.name: complete(task, there, plan, cache) for task in tasks}
     return recording.provenance("Final validation loss of optimizers, each tuned alike") | {
+        "command": recording.command().replace(" --report", ""),  # what made the runs
         "plan": asdict(plan),
         "text": text_digest(),
         "about": {

@@ -20,13 +20,19 @@ RESULTS = Path(__file__).parent / "results"
 
 def provenance(what: str, *libraries: str) -> dict[str, Any]:
     """The head of a result file; `libraries` are told beside our own."""
-    script = Path(sys.argv[0]).name
     return {
         "what": what,
-        "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine(),
         "versions": versions() | {name: installed_version(name) for name in libraries},
     }
+
+
+def command() -> str:
+    """The command line, paths of this machine by their last names."""
+    script, *arguments = sys.argv
+    told = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *told])
 
 
 def machine() -> dict[str, Any]:
