@@ -46,6 +46,9 @@ def train(
 
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     quiet_libraries()
+    from acmsao_cli.engine.compose import require_composed
+
+    require_composed(config)
     with ExitStack() as stack:
         listener = listen(stack, json)
         if dry_run:

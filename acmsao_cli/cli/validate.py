@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from acmsao_cli.cli.console import print_json, print_table
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
+from acmsao_cli.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import Recipe
@@ -21,6 +22,11 @@ def validate(
     from acmsao_cli.config.layers import Request, resolve
 
     config = resolve(Request(recipe, preset, tuple(settings or ())))
+    if not config.recipe.optimizer.is_plain:  # composing takes seconds, for it loads torch
+        quiet_libraries()
+        from acmsao_cli.engine.compose import require_composed
+
+        require_composed(config, trained_here=False)
     if json:
         origins = {path: str(origin) for path, origin in config.origins.items()}
         print_json(

@@ -27,6 +27,7 @@ from acmsao_cli.config.section import Count, Fraction, PositiveFloat, Section
 Rounding = Literal["stochastic", "nearest", "kahan"]
 
 DEFAULT_RULE: Final = "adamw"
+KAHAN: Final = "kahan"  # the rounding that only weights in bf16 can have
 # Keys of the section that are options of the rule, so that not every rule has them.
 RULES_OWN: Final = ("betas", "eps", "momentum", "ratio")
 EDITS: Final = {"gradient_edits": "gradient_edit", "direction_edits": "direction_edit"}
@@ -123,6 +124,20 @@ class OptimizerSection(Section):
     def options(self) -> Mapping[str, Any]:
         """The rule's own options that were given beside the section's keys."""
         return self.model_extra or {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is made of names that exist, so that no value can prevent composing it."""
+        parts_given = (*self.gradient_edits, *self.direction_edits, self.storage)
+        rules_own = [getattr(self, key) for key in RULES_OWN]
+        return not (
+            self.options
+            or self.kernels
+            or self.layers
+            or self.rounding == KAHAN
+            or any(value is not None for value in rules_own)
+            or any(not isinstance(part, str) for part in parts_given)
+        )
 
     def known_options(self) -> Options:
         """What the rule has; nothing where there is no such rule."""
