@@ -23,7 +23,7 @@ from acmsao_cli.optim.storage.codec import UNCUT, Cell, Codec, Pieces, State
 
 # Elements at a time: enough to keep a GPU busy, and temporaries of at most 64 MiB.
 BLOCK: Final = 1 << 19
-_ALIGNMENT: Final = 256  # elements: no packed piece has more of them in one entry
+_PROBE: Final = 256  # elements of the tiny parameter: no packed piece has more in one entry
 _AT_ONCE: Final = 8  # blocks whose column sums are kept before they are put together
 
 
@@ -64,12 +64,18 @@ class Span:
         return self.cut(piece) if piece.shape[self.axis] == self.length else piece.clone()
 
 
-def spans_of(shape: torch.Size, block: int) -> list[Span]:
-    """Cut (batch, rows, cols) into spans of about `block` elements, each aligned."""
+def alignment(pipeline: Pipeline) -> int:
+    """Elements at whose multiples packed entries begin; noise comes in twos."""
+    codecs = [pipeline.storage.codec(slot) for slot in pipeline.slots]
+    return max([2, *(elements for codec in codecs for elements in codec.packed.values())])
+
+
+def spans_of(shape: torch.Size, block: int, aligned: int) -> list[Span]:
+    """Cut (batch, rows, cols) into spans of about `block` elements, a power of two aligned."""
     batch, rows, cols = shape
     axis, length, width = (1, rows, cols) if rows > 1 else (2, cols, 1)
     wanted = block // max(batch, 1)
-    step = _ALIGNMENT // math.gcd(_ALIGNMENT, max(width, 1))
+    step = aligned // math.gcd(aligned, max(width, 1))
     step *= max(wanted // max(width * step, 1), 1)
     return [
         Span(axis, start, min(start + step, length), length, width)
@@ -90,7 +96,7 @@ def advance(
     if weights.numel() <= max(block, UNCUT) or pipeline.whole:
         pipeline.step(weights, grad, state, ctx, noise)
         return
-    spans = spans_of(weights.shape, block)
+    spans = spans_of(weights.shape, block, alignment(pipeline))
     if weights.is_meta:  # nothing is computed, and all blocks but the last need the same memory
         spans = spans[: _AT_ONCE + 2] + spans[_AT_ONCE + 2 :][-1:]
     if len(spans) == 1:
@@ -296,7 +302,7 @@ def count_sums(pipeline: Pipeline, ctx: Context, axis: int, like: Tensor) -> int
         count += axis in axes
         return x.sum(axes, keepdim=True)
 
-    shape = (1, 2, _ALIGNMENT) if axis == 1 else (1, 1, _ALIGNMENT)
+    shape = (1, 2, _PROBE) if axis == 1 else (1, 1, _PROBE)
     weights = torch.zeros(shape, dtype=like.dtype, device=like.device)
     state = pipeline.allocate(*shape, like.device)
     noise = Noise(torch.zeros((1, 1, 1), dtype=torch.int32, device=like.device), 0)

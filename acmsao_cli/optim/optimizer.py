@@ -12,18 +12,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim import execution, kernels, saving
-from acmsao_cli.optim.batches import (
-    Batch,
-    Member,
-    Stacking,
-    gather,
-    plan_batches,
-    row_by_row_norm,
-    row_of,
-    scatter,
-)
-from acmsao_cli.optim.kernels.cpu import CpuKernel
+from acmsao_cli.optim import kernels, saving
+from acmsao_cli.optim.batches import Batch, Member, Stacking, plan_batches, row_of
 from acmsao_cli.optim.layers import LayerRule, check_layers, layer_of
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import Pipeline
@@ -196,19 +186,9 @@ class ComposedOptimizer(torch.optim.Optimizer):
         ctx = self._context(batch, values[0], numbers, step)
         noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
         kernel = self._kernel(batch.layer, values[0]) if self.use_kernels else None
-        if isinstance(kernel, CpuKernel):  # takes them where they lie, and the norms on the way
-            self._norms.put(numbers, kernel.step_apart(values, grads, state, ctx, noise))
-            return
-        weights, grad = (gather(them, batch.rows, batch.cols) for them in (values, grads))
-        self._norms.put(numbers, row_by_row_norm(grad, self._stacking.block))
         if kernel is None:
-            pipeline = self.pipelines[batch.layer]
-            execution.advance(
-                pipeline, weights, grad, state, ctx, noise, block=self._stacking.block
-            )
-        else:
-            kernel(weights, grad, state, ctx, noise)
-        scatter(weights, values)
+            kernel = kernels.Composed(self.pipelines[batch.layer], self._stacking.block)
+        self._norms.put(numbers, kernel.step(values, grads, state, ctx, noise))
 
     def _context(self, batch: Batch, weights: Tensor, numbers: Tensor, step: int) -> Context:
         group = self.param_groups[batch.members[0].group]
@@ -221,7 +201,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
             weights=weights,
             rows=batch.rows,
             cols=batch.cols,
-            shared=self.shared[batch.layer],
+            shared=self._shared_on(batch.device, batch.layer),
             contribute=lambda name, value: contributions[name].put(numbers, value),
             maximize=group["maximize"],
         )
@@ -246,14 +226,20 @@ class ComposedOptimizer(torch.optim.Optimizer):
     def _finish(self) -> None:
         self._gradient_norm = self._norms.norm() if self._stepped else None
         if self._stepped:
-            for pipeline, shared, given in zip(
-                self.pipelines, self.shared, self._contributions, strict=True
-            ):
-                pipeline.rule.finish(shared, {name: total.sum() for name, total in given.items()})
+            for layer in {self.members[number].layer for number in self._stepped}:
+                sums = {name: given.sum() for name, given in self._contributions[layer].items()}
+                self.pipelines[layer].rule.finish(self.shared[layer], sums)
         for totals in self._every_total():
             totals.clear()
         self._stepped.clear()
         self.global_step += 1
+
+    def _shared_on(self, device: torch.device, layer: int) -> dict[str, Tensor]:
+        """A layer's shared numbers where its parameters are; they live beside the first one."""
+        shared = self.shared[layer]
+        if all(number.device == device for number in shared.values()):
+            return shared
+        return {name: number.to(device, non_blocking=True) for name, number in shared.items()}
 
     def _every_total(self) -> Iterator[Totals]:
         yield self._norms
@@ -459,6 +445,11 @@ def _check_members(new: list[Member], known: list[Member], pipeline: Pipeline) -
         if dtype not in _DTYPES:
             raise OptimizerError(
                 f"`{member.name}` is {dtype}", hint="weights must be fp32, bf16 or complex64"
+            )
+        if member.parameter.is_conj():
+            raise OptimizerError(
+                f"`{member.name}` is a conjugate view",
+                hint="train the tensor itself: .resolve_conj()",
             )
         if keeps_words and dtype != torch.bfloat16:
             raise OptimizerError(

@@ -27,7 +27,7 @@ from acmsao_cli.optim.storage.policy import DEFAULT, Storage, build_storage
 if TYPE_CHECKING:
     from acmsao_cli.optim.optimizer import ComposedOptimizer
 
-FORMAT: Final = 2  # 1 had a single layer
+FORMAT: Final = 3  # 2 did not say what momenta mean, 1 had a single layer
 HEADER: Final = "acmsao"  # its key in torch's form
 _AFRESH: Final = "start the optimizer afresh, or go back to the rule the run began with"
 
@@ -72,10 +72,15 @@ def memory_kind(pipeline: Pipeline) -> str:
 
 
 def _rule_name(rule: Rule) -> str:
-    """The rule's name, with that of the one it wraps."""
-    inner = getattr(rule, "inner", None)
-    name = registry.part_name(rule)
-    return name if inner is None else f"{name}({_rule_name(inner)})"
+    """The rule's name, with what its momentum, the rule it wraps and its own options mean."""
+    momentum, inner = getattr(rule, "momentum", None), getattr(rule, "inner", None)
+    parts = [
+        rule.meaning,
+        getattr(momentum, "meaning", ""),
+        "" if inner is None else _rule_name(inner),
+    ]
+    said = ", ".join(part for part in parts if part)
+    return registry.part_name(rule) + (f"({said})" if said else "")
 
 
 def load(optimizer: ComposedOptimizer, saved: dict[str, Tensor], head: dict[str, Any]) -> list[str]:
@@ -231,7 +236,8 @@ def _check_tensors(
             if found != _looks(expected):
                 raise OptimizerError(
                     f"saved optimizer state `{key}` should be {_looks(expected)}, found {found}",
-                    hint="the file is damaged or belongs to another model",
+                    hint="; ".join(_differences(optimizer, head))
+                    or "the file is damaged or belongs to another model",
                 )
 
 

@@ -56,7 +56,9 @@ def test_temporaries_do_not_grow_with_the_parameter(case: Case) -> None:
     assert found <= 64 * 2**20 or case.pipeline.whole
 
 
-@pytest.mark.parametrize("shape", [(128_256, 4096), (1, 50_000_000), (4096, 128_256)])
+@pytest.mark.parametrize(
+    "shape", [(128_256, 4096), (1, 50_000_000), (4096, 128_256), (2048, 50_257)]
+)
 def test_not_even_for_the_largest_parameters(shape: tuple[int, int]) -> None:
     pipeline = build_pipeline("adamw", storage="factored", direction_edits=["cautious"])
     found = accounting.workspace_bytes(pipeline, [shape], torch.bfloat16, ONE_BY_ONE)
@@ -65,9 +67,9 @@ def test_not_even_for_the_largest_parameters(shape: tuple[int, int]) -> None:
 
 def test_spans_cover_everything_and_start_where_packed_entries_start() -> None:
     for shape in ((1, 40, 96), (1, 600, 7), (1, 1, 5000), (2, 33, 10), (1, 3, 100_000)):
-        for block in (1, 300, 4096, BLOCK):
-            spans = spans_of(torch.Size(shape), block)
+        for block, aligned in itertools.product((1, 300, 4096, BLOCK), (2, 8, 256)):
+            spans = spans_of(torch.Size(shape), block, aligned)
             assert spans[0].start == 0
             assert spans[-1].stop == (shape[1] if shape[1] > 1 else shape[2])
             assert all(a.stop == b.start for a, b in itertools.pairwise(spans))
-            assert all(span.offset % 256 == 0 for span in spans)
+            assert all(span.offset % aligned == 0 for span in spans)

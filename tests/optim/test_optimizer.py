@@ -260,7 +260,7 @@ def test_state_that_does_not_fit_is_refused_with_the_tensor_named():
     refused(rf"{key}.*\[6, 6\], found float32\[6, 5\]", lambda t, h: t.update({key: t[key][:, :5]}))
     refused(f"{key}.*found nothing", lambda t, h: t.pop(key))
     refused("unknown tensor `other/x/y`", lambda t, h: t.update({"other/x/y": t[key]}))
-    refused("format 3", lambda t, h: h.update(format=3))
+    refused("format 9", lambda t, h: h.update(format=9))
     refused("lacks seed", lambda t, h: h.pop("seed"))
     refused(
         "`spare` is not in the saved", lambda t, h: h["groups"][0]["parameters"].remove("spare")

@@ -23,9 +23,9 @@ def orthograd(grad: Tensor, ctx: Context) -> Tensor:
     rounding errors remain, and those must not be blown up.
     """
     weights = ctx.weights
-    share = ctx.dot(weights, grad) / ctx.dot(weights, weights).clamp_(min=_TINY)
-    rest = grad - share * weights
-    length = ctx.norm(grad)
+    along, square, length = ctx.totals(weights * grad, weights.square(), grad.square())
+    rest = grad - along / square.clamp(min=_TINY) * weights
+    length = length.sqrt()
     return rest.mul_(length / ctx.norm(rest).maximum(length / _LONGEST_STRETCH).clamp_(min=_TINY))
 
 

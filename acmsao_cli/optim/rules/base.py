@@ -65,6 +65,11 @@ class Context:
         """Sum of each row, (batch, rows, 1)."""
         return self.sum(x, (2,))
 
+    def totals(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        """The sums of several, each as `total` gives it, in one pass over a parameter's blocks."""
+        here = torch.cat([x.sum((1, 2), keepdim=True) for x in xs])
+        return self.sum(here, (1, 2)).chunk(len(xs))
+
     def mean(self, x: Tensor) -> Tensor:
         """Mean of each parameter's entries, (batch, 1, 1)."""
         return self.total(x) / max(self.rows * self.cols, 1)
@@ -115,6 +120,11 @@ class Rule(Protocol):
         `totals` are the sums of the parameters' contributions, 0 for one without a gradient.
         """
         return None
+
+    @property
+    def meaning(self) -> str:
+        """What else than the slots' names decides what the state means; "" for nothing."""
+        return ""
 
     def rejects(self, pipeline: Pipeline) -> str | None:
         """Say why this rule cannot work in such a pipeline, or None."""
