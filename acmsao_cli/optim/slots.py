@@ -35,8 +35,8 @@ class Slot:
 
     `gradient_like`: its numbers are of the size of gradients, so they may be counted in units of a
     root mean square of gradients. `unit` names the slot whose square root is that unit. A LEFT or
-    RIGHT side longer than `limit` is not kept: (1, 1). `stride` > 1 keeps every so manieth column
-    of a matrix; of a vector everything.
+    RIGHT side longer than `limit` is not kept: (1, 1). `stride` > 1 keeps every n-th column of
+    a matrix; of a vector everything.
     """
 
     name: str

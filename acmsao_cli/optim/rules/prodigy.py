@@ -24,7 +24,7 @@ class Prodigy(LearningRateFree):
 
     Gradients weigh by the d of their time: the inner rule sees d g, and its eps is d times larger.
     Its steps must be of a size that gradients do not change, as Adam's are: not those of SGD.
-    `slice_p`: r and s look at every so manieth column of a matrix. `safeguard_warmup` keeps lr out
+    `slice_p`: r and s look at every n-th column of a matrix. `safeguard_warmup` keeps lr out
     of s. Both are kept divided by d0, lest they underflow.
     """
 

@@ -113,7 +113,7 @@ def test_a_side_of_a_vector_or_beyond_the_limit_keeps_one_number():
     assert right.shape(2, 1, 8) == left.shape(2, 8, 1) == (2, 1, 1)
 
 
-def test_a_stride_keeps_every_so_manieth_column_of_a_matrix():
+def test_a_stride_keeps_every_nth_column_of_a_matrix():
     slot = Slot("start", Role.EXACT, stride=3)
     assert [slot.shape(1, 4, cols)[2] for cols in (1, 3, 4, 7)] == [1, 1, 2, 3]
     assert slot.shape(1, 1, 7) == (1, 1, 7)
