@@ -26,14 +26,14 @@ class Blockwise(Codec):
 
     The power gives small numbers fine steps (after Dettmers et al. 2022, arXiv:2110.02861): with
     even ones, a second moment beside a large one is lost, which destroys training. The largest is
-    exact, so writing what was read changes nothing. `stochastic` rounding is unbiased, but for
-    positive numbers without a sign: those too small for the first code are rounded up to it.
+    exact, so writing what was read changes nothing. Rounding is by chance and unbiased, so that a
+    slow average still moves; but of positive numbers without a sign, those too small for the first
+    code are rounded up to it.
     """
 
     bits: int
     power: float
     signed: bool = True
-    stochastic: bool = True
 
     @property
     def packed(self) -> Mapping[str, int]:
@@ -71,8 +71,7 @@ class Blockwise(Codec):
         scale = magnitude.amax(2, keepdim=True)
         magnitude.div_(torch.where(scale > 0, scale, 1.0))
         share = magnitude.flatten(1)[:, : flat.shape[1]]
-        index = self._drawn(share, noise, value.shape) if self.stochastic else self._nearest(share)
-        codes = index.to(torch.uint8)
+        codes = self._drawn(share, noise, value.shape).to(torch.uint8)
         if self.signed:
             with_sign(codes, flat < 0, self.bits)
         else:
@@ -87,15 +86,9 @@ class Blockwise(Codec):
     def _share(self, index: Tensor) -> Tensor:
         return (index / self._highest).pow_(self.power)
 
-    def _place(self, share: Tensor) -> Tensor:
-        return share.pow(1 / self.power).mul_(self._highest)
-
-    def _nearest(self, share: Tensor) -> Tensor:
-        return self._place(share).round_()
-
     def _drawn(self, share: Tensor, noise: Noise, shape: torch.Size) -> Tensor:
         """The code below or the one above, by chance; `share` is used up."""
-        below = self._place(share).floor_().clamp_(0, self._highest - 1)
+        below = share.pow(1 / self.power).mul_(self._highest).floor_().clamp_(0, self._highest - 1)
         low, gap = self._share(below), self._share(below + 1)
         odds = share.sub_(low).div_(gap.sub_(low)).mul_(DRAWS)
         del low, gap

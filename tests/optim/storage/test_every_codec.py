@@ -75,7 +75,7 @@ def test_written_in_blocks_equals_written_whole(kept, shape):
     pieces = kept.codec.allocate(shape, CPU)
     noise = Noise(torch.arange(shape[0], dtype=torch.int32).view(-1, 1, 1), 11)
     blocks: list[Pieces] = []
-    spans = spans_of(value.shape, 512)
+    spans = spans_of(value.shape, 512, aligned=256)
     assert len(spans) > 1
     for span in spans:
         block = span.cut_pieces(pieces, kept.codec.packed)
@@ -96,7 +96,7 @@ def test_joined_blocks_keep_what_is_tiny_and_what_is_zero(kept):
     value[:, 5] = 0
     pieces = kept.codec.allocate((1, 64, 16), CPU)
     blocks = []
-    for span in spans_of(value.shape, 256):
+    for span in spans_of(value.shape, 256, aligned=256):
         blocks.append(span.cut_pieces(pieces, kept.codec.packed))
         noise = Noise(torch.zeros((1, 1, 1), dtype=torch.int32), 5).starting_at(span.offset)
         kept.codec.write(blocks[-1], span.cut(value), noise)
@@ -107,10 +107,11 @@ def test_joined_blocks_keep_what_is_tiny_and_what_is_zero(kept):
 
 @every
 def test_stochastic_rounding_is_unbiased(kept):
-    if not isinstance(kept.codec, Half | Blockwise) or not getattr(kept.codec, "stochastic", True):
+    if not isinstance(kept.codec, Half | Blockwise):
         return
     value = kept.value((1, 4, 32))
     draws = 2000
     mean = sum(kept.read(kept.written(value, salt * 77), (1, 4, 32)) for salt in range(draws))
     error = (mean / draws - value).abs() / value.abs().max()
-    assert error.max() < 5e-4
+    coarse = isinstance(kept.codec, Blockwise) and kept.codec.bits == 4  # its steps are .2
+    assert error.max() < (1e-2 if coarse else 5e-4)

@@ -92,6 +92,36 @@ def test_updates_point_where_exact_ones_do(name: str, least: float, gradients: T
     assert cosine(name, gradients) >= least
 
 
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("factored_4bit", (0.76, 0.64, 0.64)),
+        ("factored_8bit", (0.99, 0.97, 0.97)),
+        ("int8", (0.99, 0.97, 0.97)),
+        ("factored_second", (0.99, 0.99, 0.99)),
+        ("bf16", (0.99, 0.99, 0.99)),
+    ],
+)
+def test_a_slow_average_without_unit_follows_a_signal_that_changes(
+    name: str, least: tuple[float, ...]
+) -> None:
+    found = [followed(name, beta) for beta in (0.99, 0.999, 0.9999)]  # of Lion, of AdEMAMix
+    assert all(cosine >= floor for cosine, floor in zip(found, least, strict=True)), found
+
+
+def followed(name: str, beta: float) -> float:
+    """Cosine of a stored average with the exact one; rounded to the nearest it stands still."""
+    codec = named_storage(name).codec(Slot("slow_momentum"))
+    generator = torch.Generator().manual_seed(0)
+    signals = torch.randn(2, 1, 32, 64, generator=generator) * 0.3
+    kept, exact = codec.allocate((1, 32, 64), CPU), torch.zeros(1, 32, 64)
+    for step in range(600):
+        grad = signals[step // 300] + torch.randn(1, 32, 64, generator=generator)
+        exact = exact.lerp(grad, 1 - beta)
+        codec.write(kept, codec.read(kept).lerp(grad, 1 - beta), noise(1, step * 77).stream(1))
+    return float(torch.cosine_similarity(codec.read(kept).flatten(), exact.flatten(), 0))
+
+
 @pytest.mark.parametrize("name", ["factored", "factored_2bit", "factored_4bit", "factored_8bit"])
 @pytest.mark.parametrize("kind", ["alike", "rows and columns", "elements"])
 def test_no_update_is_above_three_learning_rates(name: str, kind: str) -> None:
