@@ -32,6 +32,8 @@ class AcmsaoError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"help: {hint}")  # a traceback shows it; the program prints it itself
 
 
 class ConfigError(AcmsaoError):
