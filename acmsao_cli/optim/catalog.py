@@ -6,15 +6,16 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_type_hints
 
 from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim import typed
 from acmsao_cli.optim.decay import decay as decays
 from acmsao_cli.optim.edits.base import direction_edit, gradient_edit
 from acmsao_cli.optim.momentum import momentum as momenta
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.ratio import ratio as ratios
-from acmsao_cli.optim.registry import Registry, signature, suggestion
+from acmsao_cli.optim.registry import Registry, part_name, signature, suggestion
 from acmsao_cli.optim.rules.base import rule
 from acmsao_cli.optim.schedules import schedule as schedules
 from acmsao_cli.optim.storage.policy import build_storage
@@ -66,6 +67,13 @@ def build_pipeline(
 
     `storage` may differ by slot: {"default": "factored", "momentum": "bf16"}.
     """
+    lists = {"gradient_edits": gradient_edits, "direction_edits": direction_edits}
+    typed.check(
+        "a pipeline",
+        get_type_hints(build_pipeline),
+        {"storage": storage, **lists},
+        {"storage": "fp32", **dict.fromkeys(lists, "(); one edit is a list, too")},
+    )
     given = {"momentum": momentum, "ratio": ratio, **options}
     chosen = build_part(rule, {"name": name, **{k: v for k, v in given.items() if v is not None}})
     write = Write(build_part(roundings, rounding), build_part(decays, decay))
@@ -78,8 +86,15 @@ def build_pipeline(
     )
 
 
-def build_part(registry: Registry[Any], spec: Spec) -> Any:
-    """Build one part; an option it does not know raises OptimizerError with the ones it does."""
+def build_part(registry: Registry[Any], spec: Any) -> Any:
+    """Build one part from its Spec; what was built already, of a part of this kind, stays."""
+    if _is_built(registry, spec):
+        return spec
+    if not isinstance(spec, str | Mapping):
+        raise OptimizerError(
+            f"{registry.kind}: expected a name, or a mapping with `name`, not {spec!r}",
+            hint=suggestion("", list(registry.parts)),
+        )
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in given:
         raise OptimizerError(
@@ -88,15 +103,13 @@ def build_part(registry: Registry[Any], spec: Spec) -> Any:
         )
     name = given.pop("name")
     part = registry.get(name)
-    known = list(_defaults(part))
-    for option in given:
-        if option not in known:
-            raise OptimizerError(
-                f"{registry.kind} `{name}` has no option `{option}`", hint=suggestion(option, known)
-            )
-    if not inspect.isclass(part):
-        return part
-    return part(**{option: _value(option, value) for option, value in given.items()})
+    options = _options(f"{registry.kind} `{name}`", part, given)
+    return part(**options) if inspect.isclass(part) else part
+
+
+def with_options(part: Any, kind: str, given: Mapping[str, Any]) -> Any:
+    """The same part with other options."""
+    return dataclasses.replace(part, **_options(f"{kind} `{part_name(part)}`", type(part), given))
 
 
 def describe() -> list[Entry]:
@@ -111,6 +124,27 @@ def describe() -> list[Entry]:
         for registry in REGISTRIES
         for name, part in registry.parts.items()
     ]
+
+
+def _is_built(registry: Registry[Any], spec: Any) -> bool:
+    name = getattr(spec, "registered_name", None)
+    part = registry.parts.get(name) if isinstance(name, str) else None
+    return part is not None and not inspect.isclass(spec) and part in (spec, type(spec))
+
+
+def _options(owner: str, part: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the part takes them; refuse what it does not know or of which it is no value."""
+    defaults = _defaults(part)
+    for option in given:
+        if option not in defaults:
+            raise OptimizerError(
+                f"{owner} has no option `{option}`", hint=suggestion(option, list(defaults))
+            )
+    built = {option: _value(option, value) for option, value in given.items()}
+    if built:
+        texts = {option: _default_text(value) for option, value in defaults.items()}
+        typed.check(owner, get_type_hints(part), built, texts)
+    return built
 
 
 def _value(option: str, value: Any) -> Any:

@@ -6,17 +6,17 @@ the papers, stands with the rule.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final, TypeAlias, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Final, TypeAlias, TypedDict, Unpack, get_type_hints
 
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.batches import Stacking
-from acmsao_cli.optim.catalog import Spec, build_pipeline
+from acmsao_cli.optim import typed
+from acmsao_cli.optim.batches import Batch, Stacking
+from acmsao_cli.optim.catalog import Spec, build_pipeline, with_options
 from acmsao_cli.optim.layers import LayerRule
 from acmsao_cli.optim.momentum import Momentum
 from acmsao_cli.optim.optimizer import ComposedOptimizer, Named
@@ -26,13 +26,14 @@ from acmsao_cli.optim.rules import prodigy
 from acmsao_cli.optim.rules.a2grad import Variant
 from acmsao_cli.optim.rules.adadiag import Sides
 from acmsao_cli.optim.rules.adam import Correction
-from acmsao_cli.optim.rules.base import Rule
+from acmsao_cli.optim.rules.base import Context, Rule
 from acmsao_cli.optim.rules.muon import Precision, Scale
 from acmsao_cli.optim.schedules import Course, Power
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[Named] | Iterable[dict[str, Any]]
 Rate: TypeAlias = float | Tensor
 Betas: TypeAlias = tuple[float, float]
+_OF_A_GROUP: Final = {"lr": Rate, "weight_decay": float, "maximize": bool}
 MomentumSpec: TypeAlias = Spec | Momentum
 RatioSpec: TypeAlias = Spec | Ratio
 RuleSpec: TypeAlias = Spec | Rule
@@ -40,6 +41,10 @@ RuleSpec: TypeAlias = Spec | Rule
 # What a group may say: the last ones are left there by torch's schedulers.
 _OWN: Final = ("params", "param_names", "lr", "weight_decay", "maximize")
 _SCHEDULED: Final = ("initial_lr", "max_lr", "min_lr", "swa_lr")
+_GIVEN: Final = frozenset((*_OWN, *_SCHEDULED))
+_KEPT: Final = _GIVEN | {"layer"}
+# How torch runs its own steps; here nothing has to be said about that.
+_TORCHS: Final = ("foreach", "fused", "capturable", "differentiable")
 
 
 class Options(TypedDict, total=False):
@@ -84,14 +89,19 @@ class DropIn(ComposedOptimizer):
         stacking: Stacking | None = None,
         seed: int = 0,
         kernels: bool = False,
+        **unknown: Any,
     ) -> None:
+        self._refuse_unknown(unknown)
+        apart = {"maximize": maximize, "layers": layers, "stacking": stacking}
+        running = {"seed": seed, "kernels": kernels}
+        typed.check(type(self).__name__, get_type_hints(Options), {**apart, **running}, _defaults())
         pipeline = build_pipeline(
             rule,
             storage=storage,
             gradient_edits=gradient_edits,
             direction_edits=direction_edits,
             rounding=rounding,
-            decay=decay or self.usual_decay,
+            decay=self.usual_decay if decay is None else decay,
             **rule_options,
         )
         super().__init__(
@@ -118,20 +128,51 @@ class DropIn(ComposedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; an option that could not be honoured is refused."""
-        for key in param_group:
-            if key not in (*_OWN, *_SCHEDULED):
-                raise OptimizerError(
-                    f"a parameter group cannot have its own `{key}`",
-                    hint=f"{suggestion(key, list(_OWN))}; other options differ by "
-                    "layers=[LayerRule(match=..., pipeline=build_pipeline(...))]",
-                )
+        _check_keys(param_group, _GIVEN)
         group = {**self.defaults, **param_group}
+        numbers = {key: group[key] for key in ("lr", "weight_decay", "maximize")}
+        typed.check(type(self).__name__, _OF_A_GROUP, numbers, {"lr": "1e-3 in most classes"})
         for key in ("lr", "weight_decay"):
             if not 0 <= float(group[key]) < math.inf:
                 raise OptimizerError(
                     f"{key} cannot be {float(group[key])}", hint="a finite number from 0 on"
                 )
         super().add_param_group(_with_names(param_group))
+
+    def _context(self, batch: Batch, weights: Tensor, numbers: Tensor, step: int) -> Context:
+        """As every optimizer's; an option that came into a group since is refused."""
+        group = self.param_groups[batch.members[0].group]
+        if not group.keys() <= _KEPT:
+            _check_keys(group, _KEPT)
+        return super()._context(batch, weights, numbers, step)
+
+    def _refuse_unknown(self, unknown: Iterable[str]) -> None:
+        """Name the class that was called, and what it takes."""
+        for name in unknown:
+            cls = type(self)
+            taken = [key for key in inspect.signature(cls).parameters if key != "unknown"]
+            remedy = (
+                "it says how torch runs its own step: leave it out (`kernels=True` asks for ours)"
+                if name in _TORCHS
+                else suggestion(name, taken)
+            )
+            raise TypeError(f"{cls.__name__} has no argument `{name}`: {remedy}")
+
+
+def _check_keys(group: Mapping[str, Any], known: frozenset[str]) -> None:
+    for key in group:
+        if key not in known:
+            raise OptimizerError(
+                f"a parameter group cannot have its own `{key}`",
+                hint=f"{suggestion(key, list(_OWN))}; other options differ by "
+                "layers=[LayerRule(match=..., pipeline=build_pipeline(...))]",
+            )
+
+
+def _defaults() -> dict[str, str]:
+    """Of what is common to all."""
+    common = inspect.signature(DropIn.__init__).parameters
+    return {name: repr(common[name].default) for name in Options.__annotations__}
 
 
 def _with_names(group: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +260,7 @@ class AdEMAMix(DropIn):
         ratio: RatioSpec = "divide",
         **options: Unpack[Options],
     ) -> None:
-        if len(betas) != 3:
+        if not isinstance(betas, Sequence) or len(betas) != 3:
             raise OptimizerError(
                 f"AdEMAMix has three betas, got {betas}", hint="typical: (0.9, 0.999, 0.9999)"
             )
@@ -525,9 +566,15 @@ class DAdaptation(DropIn):
 def _inner(inner: RuleSpec | None, betas: Betas | None, eps: Course | None) -> RuleSpec | None:
     """The inner rule with the options that were given; None where it is to be the default."""
     given = {key: value for key, value in (("betas", betas), ("eps", eps)) if value is not None}
-    if not given:
-        return inner
-    if isinstance(inner, str | Mapping):
-        return {**({"name": inner} if isinstance(inner, str) else inner), **given}
-    chosen: Any = inner or prodigy.Prodigy().inner  # dadaptation has the same
-    return cast(Rule, dataclasses.replace(chosen, **given))
+    if not given or isinstance(inner, str):
+        return {"name": inner, **given} if isinstance(inner, str) else inner
+    if isinstance(inner, Mapping):
+        for key in given:
+            if key in inner:
+                raise OptimizerError(
+                    f"`{key}` is given twice: as an argument and in `inner`", hint="give it once"
+                )
+        return {**inner, **given}
+    # dadaptation has the same inner rule
+    rule: RuleSpec = with_options(inner or prodigy.Prodigy().inner, "optimizer", given)
+    return rule

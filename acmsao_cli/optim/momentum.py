@@ -15,6 +15,7 @@ from acmsao_cli.optim.schedules import (
     Scalar,
     between,
     check_decay,
+    check_not_negative,
     decay_between,
     progress,
     value_at,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:  # rules import momenta
 class Momentum(Protocol):
     """An exchangeable history of gradients.
 
-    The rule gives the decay rate, and the bias correction its paper has (1 for none).
+    The rule gives the decay rate, and the bias correction its paper has (1 for none), and counts
+    in `ctx.step` the gradients that the momentum was given: a rule may keep its first to itself.
     """
 
     @property
@@ -107,8 +109,7 @@ class HeavyBall(Momentum):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m, or g + b m."""
-        share = 1.0 if ctx.first else 1 - self.dampening
-        total = _accumulate(grad, cells, beta, share)
+        total = _accumulate(grad, cells, beta, 1 - self.dampening * (ctx.step > 1))
         return torch.add(grad, total, alpha=beta) if self.nesterov else total
 
 
@@ -131,6 +132,7 @@ class Accumulator(Momentum):
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
         check_decay("start_beta", self.start_beta, "typical: 0.9")
+        check_not_negative("alpha", self.alpha, "typical: 100; 0 is the sum alone")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -171,6 +173,7 @@ class AdEMAMix(Momentum):
 
     def __post_init__(self) -> None:
         check_decay("slow_beta", self.slow_beta, "typical: 0.9999")
+        check_not_negative("alpha", self.alpha, "typical: 5; 0 is the fast average alone")
         _check_warmup(self.warmup)
 
     @property
@@ -272,8 +275,12 @@ def _average(grad: Tensor, cells: Cells, slot: str, beta: Scalar) -> Tensor:
     return average
 
 
-def _accumulate(grad: Tensor, cells: Cells, beta: Scalar, share: float = 1.0) -> Tensor:
-    total = cells["momentum"].read().mul_(beta).add_(grad, alpha=share)
+def _accumulate(grad: Tensor, cells: Cells, beta: Scalar, share: Scalar = 1.0) -> Tensor:
+    total = cells["momentum"].read().mul_(beta)
+    if isinstance(share, Tensor):
+        total.addcmul_(grad, share.to(grad))
+    else:
+        total.add_(grad, alpha=share)
     cells["momentum"].write(total)
     return total
 

@@ -38,6 +38,11 @@ def check_positive(name: str, course: Course, hint: str) -> None:
     _check(name, course, lambda number: number > 0, "positive", hint)
 
 
+def check_not_negative(name: str, course: Course, hint: str) -> None:
+    """Refuse numbers below 0."""
+    _check(name, course, lambda number: number >= 0, "0 or more", hint)
+
+
 def check_decay(name: str, course: Course, hint: str) -> None:
     """Refuse decay rates outside [0, 1)."""
     _check(name, course, lambda number: 0 <= number < 1, "in [0, 1)", hint)

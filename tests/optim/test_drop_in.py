@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from acmsao_cli import optim
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import SGD, Adam, AdamW, DropIn, LayerRule, Lion, Prodigy, build_pipeline
 from acmsao_cli.optim import drop_in as module
+from acmsao_cli.optim import momentum as momenta
+from acmsao_cli.optim.edits.gradient import RmsClip
 from acmsao_cli.optim.rules.base import rule as rules
 
 CLASSES = {
@@ -60,6 +63,10 @@ def test_every_rule_has_a_class_whose_defaults_are_the_rules():
     for name, rule in built.items():
         if name not in OWN_PARTS:
             assert rule == type(rule)(), name
+    adamw, sgd = rules.parts["adamw"], rules.parts["sgd"]
+    assert built["AdEMAMix"] == adamw(momentum=momenta.AdEMAMix())
+    assert built["SGD"] == sgd(beta=0.0, momentum=momenta.Ema())
+    assert SGD([weights()], momentum=0.9).pipeline.rule == sgd()
 
 
 @pytest.mark.parametrize("make", [make for name, make in CLASSES.items() if name != "SGD"])
@@ -183,6 +190,86 @@ def test_arguments_that_contradict_each_other_are_refused():
         with pytest.raises(OptimizerError, match="cannot be"):
             AdamW([weights()], **bad)
     assert not SGD([weights()]).pipeline.slots
+    twice = {"name": "lion", "betas": (0.9, 0.99)}
+    with pytest.raises(OptimizerError, match="`betas` is given twice"):
+        Prodigy([weights()], inner=twice, betas=(0.8, 0.9))
+    with pytest.raises(OptimizerError, match="`lion` has no option `eps`"):
+        Prodigy([weights()], inner=rules.parts["lion"](), eps=1e-6)
+
+
+COURSE = {"name": "linear", "start": 0.1, "stop": 0.2, "steps": 3}
+VECTORS = LayerRule(pipeline=build_pipeline("lion"))
+OF_A_WRONG_TYPE = [
+    (AdamW, "lr", "1e-3"),
+    (AdamW, "lr", None),
+    (AdamW, "weight_decay", "a"),
+    (AdamW, "eps", "a"),
+    (AdamW, "betas", 0.9),
+    (AdamW, "betas", ("a", "b")),
+    (AdamW, "betas", COURSE),
+    (AdamW, "amsgrad", "no"),
+    (AdamW, "maximize", "no"),
+    (AdamW, "kernels", "cuda"),
+    (AdamW, "seed", None),
+    (AdamW, "seed", 1.5),
+    (AdamW, "stacking", 3),
+    (AdamW, "storage", None),
+    (AdamW, "storage", {"default": 4}),
+    (AdamW, "rounding", None),
+    (AdamW, "decay", 3),
+    (AdamW, "layers", VECTORS),
+    (AdamW, "layers", ["*bias"]),
+    (AdamW, "gradient_edits", {"name": "orthograd"}),
+    (AdamW, "direction_edits", "cautious"),
+    (AdamW, "direction_edits", [3]),
+    (AdamW, "momentum", 0.9),
+    (AdamW, "momentum", momenta.Ema),
+    (AdamW, "momentum", {"name": "ademamix", "alpha": "x"}),
+    (AdamW, "ratio", momenta.Ema()),
+    (SGD, "momentum", COURSE),
+    (optim.AdEMAMix, "betas", 0.9),
+    (optim.AdEMAMix, "alpha", -5),
+    (optim.SimplifiedAdEMAMix, "alpha", -5),
+    (optim.WarmStart, "scale", -1),
+    (optim.WarmStart, "steps", 1.5),
+    (Prodigy, "inner", 3),
+    (Prodigy, "betas", "ab"),
+    (Prodigy, "eps", "x"),
+    (Prodigy, "beta3", COURSE),
+]
+
+
+@pytest.mark.parametrize(("make", "option", "value"), OF_A_WRONG_TYPE)
+def test_a_value_of_a_wrong_type_is_refused_when_it_is_given(make, option, value):
+    with pytest.raises(OptimizerError) as caught:
+        make([weights()], **{option: value})
+    assert caught.value.hint or option == "weight_decay"
+
+
+def test_eps_of_the_inner_rule_may_follow_a_schedule_and_edits_may_be_values():
+    assert Prodigy([weights()], eps=COURSE).pipeline.rule.inner.eps.stop == 0.2
+    optimizer = AdamW([weights()], gradient_edits=(RmsClip(limit=0.5) for _ in range(1)))
+    assert optimizer.pipeline.gradient == (RmsClip(limit=0.5),)
+
+
+def test_a_traceback_shows_the_remedy():
+    with pytest.raises(OptimizerError) as caught:
+        AdamW([weights()], rounding="kahn")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("help: did you mean `kahan`?") == 1
+
+
+@pytest.mark.parametrize("name", ["foreach", "fused", "capturable", "differentiable"])
+def test_torchs_ways_to_step_are_refused(name):
+    with pytest.raises(TypeError, match=f"AdamW has no argument `{name}`: .*leave it out"):
+        AdamW([weights()], **{name: False})
+
+
+def test_an_unknown_argument_is_answered_with_the_known_ones():
+    with pytest.raises(TypeError, match="Lion has no argument `wieght_decay`: did you mean `wei"):
+        Lion([weights()], wieght_decay=0.1)
+    with pytest.raises(TypeError, match=r"known: params, lr, betas, weight_decay, .*kernels$"):
+        Lion([weights()], zzz=0.1)
 
 
 # Groups
@@ -238,6 +325,17 @@ def test_a_groups_option_that_would_be_ignored_is_refused(key):
     assert "LayerRule" in caught.value.hint
     with pytest.raises(OptimizerError, match="2 names for 1"):
         AdamW([{"params": [weights()], "param_names": ["a", "b"]}])
+
+
+def test_an_option_that_comes_into_a_group_later_is_refused_at_the_step():
+    parameter = weights()
+    optimizer = AdamW([parameter])
+    optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+    parameter.grad = torch.ones_like(parameter)
+    for step in (optimizer.step, lambda: optimizer.step_parameter(parameter)):
+        with pytest.raises(OptimizerError, match="its own `betas`"):
+            step()
+    assert (parameter == 1).all()
 
 
 def test_other_options_differ_by_layers():

@@ -13,7 +13,7 @@ from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.adam import AdamW
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
-from acmsao_cli.optim.schedules import Course, Scalar, value_at
+from acmsao_cli.optim.schedules import Course, Scalar, check_not_negative, value_at
 from acmsao_cli.optim.slots import Slot
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class WarmStart(Rule):
             raise OptimizerError(
                 f"a warm start cannot take {self.steps} steps", hint="typical: 100; 0 is none"
             )
+        check_not_negative("scale", self.scale, "typical: 1")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
