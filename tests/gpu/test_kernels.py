@@ -31,9 +31,24 @@ def test_it_equals_its_pipeline(
     for shape in ((1, 1280, 1000), (3, 16, 320), (4, 1, 1283), (2, 50, 37)):
         slow, fast = (start(pipeline, shape, dtype, CUDA) for _ in range(2))
         for grad in gradients(shape, dtype):
-            slow.step(pipeline.step, grad.to(CUDA))
+            slow.step(pipeline, grad.to(CUDA))
             fast.step(kernel, grad.to(CUDA))
         assert_close(slow, fast)
+
+
+def test_the_grid_has_no_limit_that_a_parameter_reaches() -> None:
+    """More tiles than the 65,535 that CUDA allows on all axes of a grid but the first."""
+    pipeline = build_pipeline("adamw", storage="factored")
+    shape = (1, 1, 65_536 * 256 + 8)
+    run = start(pipeline, shape, torch.bfloat16, CUDA)
+    before = run.weights.clone()
+    norms = run.step(require(pipeline, CUDA, torch.bfloat16), torch.ones_like(before))
+    assert norms is not None
+    assert norms.item() == pytest.approx(shape[2] ** 0.5, rel=1e-3)
+    assert (run.weights[..., -8:] != before[..., -8:]).any()
+    torch.testing.assert_close(
+        run.state["momentum"]["col"], torch.ones_like(before, dtype=torch.float32)
+    )
 
 
 def test_a_step_does_not_wait_for_the_device() -> None:

@@ -4,6 +4,7 @@ A kernel is accepted when it equals the pipeline it stands for: the same random 
 arithmetic, so that only the order of sums (and a contracted product) may show.
 """
 
+from acmsao_cli.optim.kernels.composed import Composed
 from acmsao_cli.optim.kernels.find import Kernel, find, require
 
-__all__ = ["Kernel", "find", "require"]
+__all__ = ["Composed", "Kernel", "find", "require"]

@@ -45,8 +45,7 @@ typedef struct {
     uint32_t salts[3];     /* of the weights', the momentum's and the square's noise */
     float side;            /* -1 to maximise, else 1 */
     float look, pull, keep_square, pull_square; /* weights in averages, see parts.py */
-    float grow, grow_square, eps;               /* 1 / bias corrections */
-    float shrink, lr;
+    float eps, shrink, lr;
 } Job;
 
 /* What a chunk's elements need at hand. */
@@ -226,8 +225,8 @@ static inline __attribute__((always_inline)) void advance(const Job *job, Chunk 
             if (MOMENTUM != NONE)
                 m = lerp(m, g, j.pull);
             v = fused(j.pull_square * g, g, v * j.keep_square);
-            float root = sqrtf(v * j.grow_square), n = m * j.grow;
-            u = RATIO == ATAN2 ? atan2_right(n, root) * 1.27323954f : n / (root + j.eps);
+            float root = sqrtf(v);
+            u = RATIO == ATAN2 ? atan2_right(m, root) * 1.27323954f : m / (root + j.eps);
             if (SQUARE == RANK1) {
                 f.square_sums[i] += v;
                 square_total += v;

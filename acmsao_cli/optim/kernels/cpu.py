@@ -42,8 +42,7 @@ class _Job(ctypes.Structure):
         ("salts", ctypes.c_int32 * 3),
         ("side", ctypes.c_float),
         *((name, ctypes.c_float) for name in ("look", "pull", "keep_square", "pull_square")),
-        *((name, ctypes.c_float) for name in ("grow", "grow_square", "eps")),
-        *((name, ctypes.c_float) for name in ("shrink", "lr")),
+        *((name, ctypes.c_float) for name in ("eps", "shrink", "lr")),
     )
 
 
@@ -53,13 +52,7 @@ class CpuKernel:
 
     parts: Parts
 
-    def __call__(
-        self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise
-    ) -> None:
-        """Advance weights and state in place."""
-        self.step_apart(weights.unbind(), grad.unbind(), state, ctx, noise)
-
-    def step_apart(
+    def step(
         self,
         weights: Sequence[Tensor],
         grads: Sequence[Tensor],
@@ -67,11 +60,7 @@ class CpuKernel:
         ctx: Context,
         noise: Noise,
     ) -> Tensor:
-        """Advance a batch whose weights and gradients were not gathered: they lie where they lie.
-
-        Of any shape that holds ctx.rows x ctx.cols elements in order; `state` is the whole batch's.
-        Return the gradients' norms, fp32 (batch,), which cost nothing here.
-        """
+        """See `Kernel.step`; nothing is gathered, and the norms cost nothing."""
         assert noise.offset == 0, "a kernel steps whole parameters"
         norms = torch.zeros(len(weights))
         if not ctx.rows * ctx.cols:

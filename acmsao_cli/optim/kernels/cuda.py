@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from torch import Tensor
 
+from acmsao_cli.optim.batches import gather, row_by_row_norm, scatter
+from acmsao_cli.optim.execution import BLOCK
+from acmsao_cli.optim.kernels.composed import Composed
 from acmsao_cli.optim.kernels.parts import MOMENTUM, SQUARE, Kept, Parts
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.rules.base import Context
@@ -105,8 +109,6 @@ def advance(
     pull,
     keep_square,
     pull_square,
-    grow,
-    grow_square,
     eps,
     shrink,
     lr,
@@ -122,11 +124,10 @@ def advance(
     TILE_COLS: tl.constexpr,
 ):
     """Advance BLOCK_ROWS x TILE_COLS of one parameter, whose rows are whole bytes of signs."""
-    blocks = tl.cdiv(rows, BLOCK_ROWS)
-    member = (tl.program_id(0) // blocks).to(tl.int64)
-    block = tl.program_id(0) % blocks
-    tile = tl.program_id(1)
-    tiles = tl.num_programs(1)
+    blocks, tiles = tl.cdiv(rows, BLOCK_ROWS), tl.cdiv(cols, TILE_COLS)
+    tile = tl.program_id(0) % tiles
+    block = tl.program_id(0) // tiles % blocks
+    member = (tl.program_id(0) // tiles // blocks).to(tl.int64)
     seed = tl.load(numbers + member).to(tl.uint32, bitcast=True) * 0x2545F491
     key = seed + salt.to(tl.uint32, bitcast=True)
     momentum_key = seed + momentum_salt.to(tl.uint32, bitcast=True)
@@ -170,9 +171,8 @@ def advance(
             else:
                 v = tl.load(square + place, mask=inside, other=0.0).to(tl.float32)
             v = v * keep_square + pull_square * g * g
-            root = tl.sqrt(v * grow_square)
-            n = m * grow
-            u = _atan2(n, root) * 1.27323954 if RATIO == "ATAN2" else n / (root + eps)
+            root = tl.sqrt(v)
+            u = _atan2(m, root) * 1.27323954 if RATIO == "ATAN2" else m / (root + eps)
             if SQUARE == "RANK1":
                 v = tl.where(inside, v, 0.0)
                 v_col_sum += tl.sum(v, 0)
@@ -219,32 +219,45 @@ class CudaKernel:
 
     parts: Parts
 
-    def __call__(
+    def step(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        state: State,
+        ctx: Context,
+        noise: Noise,
+    ) -> Tensor:
+        """See `Kernel.step`; the host waits for nothing."""
+        assert noise.offset == 0, "a kernel steps whole parameters"
+        rows, cols = self.parts.matrix(ctx)
+        if self.parts.momentum is Kept.RANK1 and rows > 1 and cols % 8:  # bytes straddle rows
+            return Composed(self.parts.pipeline).step(weights, grads, state, ctx, noise)
+        dense, grad = (gather(them, ctx.rows, ctx.cols).contiguous() for them in (weights, grads))
+        norms = row_by_row_norm(grad, BLOCK)
+        if dense.numel():
+            self._advance(dense, grad, state, ctx, noise)
+            scatter(dense, weights)
+        return norms
+
+    def _advance(
         self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise
     ) -> None:
-        """Advance weights and state in place; the host waits for nothing."""
-        assert noise.offset == 0, "a kernel steps whole parameters"
+        """Advance contiguous (batch, ctx.rows, ctx.cols)."""
         batch, (rows, cols) = len(weights), self.parts.matrix(ctx)
         numel = rows * cols
-        if not weights.numel():
-            return
-        if self.parts.momentum is Kept.RANK1 and rows > 1 and cols % 8:
-            self.parts.pipeline.step(weights, grad, state, ctx, noise)  # bytes straddle rows
-            return
         if not self.parts.sums:
             rows, cols = -(-numel // TILE_COLS), TILE_COLS
-        dense, grad = weights.contiguous(), grad.contiguous()
         blocks, tiles = triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(cols, TILE_COLS)
         kept = batch if self.parts.sums else 0
         row_sums = weights.new_empty((2, kept, rows, tiles), dtype=torch.float32)
         col_sums = weights.new_empty((2, kept, blocks, cols), dtype=torch.float32)
         pieces = {slot: state.get(slot, {}) for slot in (MOMENTUM, SQUARE)}
         with torch.cuda.device_of(weights):
-            advance[(batch * blocks, tiles)](
-                dense,
+            advance[(batch * blocks * tiles,)](  # one axis: CUDA's others end at 65,535
+                weights,
                 grad,
-                *_pointers(pieces[MOMENTUM], dense),
-                *_pointers(pieces[SQUARE], dense),
+                *_pointers(pieces[MOMENTUM], weights),
+                *_pointers(pieces[SQUARE], weights),
                 row_sums,
                 col_sums,
                 noise.numbers.to(torch.int32).contiguous(),
@@ -260,8 +273,6 @@ class CudaKernel:
             for slot, row, col in zip(pieces.values(), row_sums, col_sums, strict=True):
                 if "row" in slot:
                     _store_sums(slot, row.sum(2), col.sum(1))
-        if dense is not weights:
-            weights.copy_(dense)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.kernels.composed import Composed
 from acmsao_cli.optim.kernels.parts import Parts, recognise
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.pipeline import Pipeline
@@ -17,11 +19,22 @@ from acmsao_cli.optim.storage.codec import State
 
 
 class Kernel(Protocol):
-    """A whole step in place of `Pipeline.step`: same arguments, same results."""
+    """A whole step of parameters of one shape, with the results of `Pipeline.step`."""
 
-    def __call__(
-        self, weights: Tensor, grad: Tensor, state: State, ctx: Context, noise: Noise
-    ) -> None: ...
+    def step(
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        state: State,
+        ctx: Context,
+        noise: Noise,
+    ) -> Tensor:
+        """Advance a batch in place; return the norms of the gradients, fp32 (batch,).
+
+        Weights and gradients lie where they lie, each of any shape that holds ctx.rows x ctx.cols
+        elements in order and gradients all of one dtype; `state` is the whole batch's.
+        """
+        ...
 
 
 @functools.lru_cache  # asked for every parameter at every step
@@ -34,8 +47,14 @@ def find(pipeline: Pipeline, device: torch.device, weight_dtype: torch.dtype) ->
 
 
 def require(pipeline: Pipeline, device: torch.device, weight_dtype: torch.dtype) -> Kernel:
-    """Return the kernel, built if need be, or raise OptimizerError with what it cannot do."""
+    """Return the kernel, built if need be, or raise OptimizerError with what it cannot do.
+
+    On the meta device, where runs are planned for any other, nothing is built: the pipeline stands
+    for its kernel, whose scratch (partial sums) is smaller than a block's temporaries.
+    """
     parts = recognise(pipeline, weight_dtype)
+    if device.type == "meta":
+        return Composed(pipeline)
     if device.type == "cpu":
         from acmsao_cli.optim.kernels import cpu
 

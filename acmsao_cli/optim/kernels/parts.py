@@ -60,8 +60,6 @@ class Numbers:
     pull: float  # of the gradient in the momentum
     keep_square: float
     pull_square: float
-    grow: float  # 1 / bias correction
-    grow_square: float
     eps: float
     shrink: float  # of the weights, by decay
     lr: float
@@ -113,7 +111,7 @@ class Parts:
         side, shrink = -1.0 if ctx.maximize else 1.0, 1.0 - lr * ctx.weight_decay
         beta1, beta2 = self.rule.betas
         if isinstance(self.rule, Lion):
-            return Numbers(side, float(beta1), 1.0 - beta2, 0.0, 0.0, 1.0, 1.0, 0.0, shrink, lr)
+            return Numbers(side, float(beta1), 1.0 - beta2, 0.0, 0.0, 0.0, shrink, lr)
         decay1, decay2 = (
             float(decay_of_corrected(beta, bias_correction(beta, step))) for beta in (beta1, beta2)
         )
@@ -123,8 +121,6 @@ class Parts:
             pull=1.0 - decay1,
             keep_square=decay2,
             pull_square=1.0 - decay2,
-            grow=1.0,
-            grow_square=1.0,
             eps=float(value_at(self.rule.eps, step) * ctx.grad_scale),
             shrink=shrink,
             lr=lr,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-from optim.kernels.twins import assert_close, both, gradients
+from optim.kernels.twins import assert_close, both, gradients, start
 
 from acmsao_cli.optim import build_pipeline
 from acmsao_cli.optim.kernels import cuda
 from acmsao_cli.optim.kernels.parts import recognise
+from acmsao_cli.optim.tracing import StorageTracer
 
 CASES = [
     ("adamw", {"storage": "factored"}, torch.bfloat16),
@@ -21,6 +22,8 @@ CASES = [
     ("lion", {"storage": "bf16"}, torch.float32),
 ]
 ROWS_AND_A_REST, VECTORS, UNEVEN = (1, 18, 40), (2, 1, 41), (1, 5, 7)
+UNFOLDED, LARGE_UNEVEN = (1, 1, 65_544), (1, 400_001, 9)
+ATOL = 1e-5  # nothing is contracted here: an average that cancels keeps its terms' errors
 
 
 def main() -> None:
@@ -33,7 +36,27 @@ def main() -> None:
         for shape in (ROWS_AND_A_REST, VECTORS, UNEVEN):
             grads = gradients(shape, dtype, 2)
             grads[1][:, 0] = 0
-            assert_close(*both(pipeline, shape, dtype, grads, kernel, maximize=rule == "lion"))
+            runs = both(pipeline, shape, dtype, grads, kernel, maximize=rule == "lion")
+            assert_close(*runs, ATOL)
+    long_vectors_are_not_folded()
+    what_has_no_whole_bytes_is_stepped_in_blocks()
+
+
+def long_vectors_are_not_folded() -> None:
+    cuda.TILE_COLS = 4096
+    pipeline = build_pipeline("adamw", storage="factored")
+    kernel = cuda.kernel(recognise(pipeline, torch.bfloat16))
+    assert_close(*both(pipeline, UNFOLDED, torch.bfloat16, kernel=kernel), ATOL)
+
+
+def what_has_no_whole_bytes_is_stepped_in_blocks() -> None:
+    pipeline = build_pipeline("adamw", storage="factored")
+    kernel = cuda.kernel(recognise(pipeline, torch.bfloat16))
+    run = start(pipeline, LARGE_UNEVEN, torch.bfloat16)
+    [grad] = gradients(LARGE_UNEVEN, torch.bfloat16, 1)
+    with StorageTracer() as tracer:
+        run.step(kernel, grad)
+    assert tracer.peak_bytes < 12 * grad.numel()  # at once it takes 40 times the elements
 
 
 if __name__ == "__main__":

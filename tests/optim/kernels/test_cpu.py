@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,7 @@ from optim.kernels.twins import (
 )
 
 from acmsao_cli.optim import Pipeline, build_pipeline
-from acmsao_cli.optim.kernels import require
-from acmsao_cli.optim.kernels.cpu import CpuKernel
+from acmsao_cli.optim.kernels import Composed, require
 
 pytestmark = needs_compiler
 
@@ -203,23 +201,18 @@ def test_weights_and_gradients_may_lie_across_memory() -> None:
 def test_parameters_need_not_be_gathered_and_norms_come_along() -> None:
     """They may be anywhere in memory, and a convolution's channels come last."""
     pipeline = build_pipeline("adamw", storage="factored")
-    kernel = require(pipeline, CPU, torch.bfloat16)
-    assert isinstance(kernel, CpuKernel)
     shape = (3, 16, 36)
-    gathered, apart = (start(pipeline, shape, torch.bfloat16) for _ in range(2))
+    straight, apart = (start(pipeline, shape, torch.bfloat16) for _ in range(2))
     parameters = [weights.reshape(16, 4, 3, 3) for weights in apart.weights.clone()]
     parameters[1] = parameters[1].to(memory_format=torch.channels_last)
-    for grad in gradients(shape, torch.bfloat16):
-        gathered.step(kernel, grad)
-
-        def step(_: object, grads: torch.Tensor, *rest: Any) -> None:
-            alike = [grad.view(16, 4, 3, 3) for grad in grads]
-            norms = kernel.step_apart(parameters, alike, *rest)
-            torch.testing.assert_close(norms, grads.float().norm(dim=(1, 2)))
-
-        apart.step(step, grad)
+    apart.parameters = parameters
+    for kernel in (require(pipeline, CPU, torch.bfloat16), Composed(pipeline)):
+        for grad in gradients(shape, torch.bfloat16):
+            straight.step(kernel, grad)
+            norms = apart.step(kernel, grad.view(3, 16, 4, 3, 3))
+            torch.testing.assert_close(norms, grad.float().norm(dim=(1, 2)))
     apart.weights = torch.stack([parameter.reshape(16, 36) for parameter in parameters])
-    assert_same(gathered, apart)
+    assert_same(straight, apart)
 
 
 def test_an_empty_parameter_is_left_alone() -> None:

@@ -11,10 +11,11 @@ import torch
 from optim.kernels.twins import CPU, needs_compiler
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim import Pipeline, build_pipeline
+from acmsao_cli.optim import ComposedOptimizer, Pipeline, build_pipeline
 from acmsao_cli.optim.kernels import build, find, require
 from acmsao_cli.optim.rules.base import rule
 from acmsao_cli.optim.storage.policy import storage
+from acmsao_cli.optim.tracing import StorageTracer
 
 BF16 = torch.bfloat16
 
@@ -78,8 +79,42 @@ def test_storages_without_a_kernel_are_not_taken_for_others(kept: str) -> None:
 
 def test_other_devices_and_types_have_none() -> None:
     pipeline = build_pipeline("adamw")
-    assert find(pipeline, torch.device("meta"), BF16) is None
+    assert find(pipeline, torch.device("xpu"), BF16) is None
     assert find(pipeline, CPU, torch.float16) is None
+
+
+def test_on_meta_a_kernel_is_recognised_and_not_built(fresh: Path) -> None:
+    meta = torch.device("meta")
+    with pytest.raises(OptimizerError, match="orthograd"):
+        require(build_pipeline("adamw", gradient_edits=["orthograd"]), meta, BF16)
+    parameter = torch.nn.Parameter(torch.empty(4, 40, dtype=BF16, device=meta))
+    optimizer = ComposedOptimizer(
+        [("w", parameter)], build_pipeline("adamw"), lr=1e-3, use_kernels=True
+    )
+    parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    assert optimizer.global_step == 1
+    assert not fresh.exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("kept", ["bf16", "factored"])
+def test_what_is_planned_on_meta_bounds_what_a_kernel_takes(kept: str) -> None:
+    def peak(device: str) -> int:
+        shapes = [(700, 1000), (64, 16), (64, 16), (100_000,), (2000, 3)]
+        parameters = [
+            torch.nn.Parameter(torch.ones(shape, dtype=BF16, device=device)) for shape in shapes
+        ]
+        pipeline = build_pipeline("adamw", storage=kept)
+        optimizer = ComposedOptimizer(parameters, pipeline, lr=1e-3, use_kernels=True)
+        optimizer.allocate()
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with StorageTracer() as tracer:
+            optimizer.step()
+        return tracer.peak_bytes
+
+    assert peak("cpu") < peak("meta")
 
 
 @needs_compiler

@@ -31,8 +31,10 @@ class Run:
     state: State
     numbers: Tensor
     steps: int = 0
+    parameters: list[Tensor] | None = None  # what a kernel steps instead of the weights
 
-    def step(self, advance: Any, grad: Tensor, **circumstances: Any) -> None:
+    def step(self, by: Pipeline | Kernel, grad: Tensor, **circumstances: Any) -> Tensor | None:
+        """Step by the pipeline at once or by a kernel, which takes each parameter on its own."""
         self.steps += 1
         _, rows, cols = self.weights.shape
         given = {"lr": 1e-3, "weight_decay": 0.1, **circumstances}
@@ -45,7 +47,10 @@ class Run:
             **given,
         )
         noise = Noise(self.numbers, hash_numbers(7, self.steps))
-        advance(self.weights, grad, self.state, ctx, noise)
+        if isinstance(by, Pipeline):
+            return by.step(self.weights, grad, self.state, ctx, noise)
+        parameters = self.parameters or self.weights.unbind()
+        return by.step(parameters, grad.unbind(), self.state, ctx, noise)
 
 
 def start(
@@ -80,17 +85,17 @@ def both(
     slow, fast = start(pipeline, shape, dtype), start(pipeline, shape, dtype)
     for grad in gradients(shape, dtype) if grads is None else grads:
         kept = grad.clone()
-        slow.step(pipeline.step, grad, **circumstances)
+        slow.step(pipeline, grad, **circumstances)
         fast.step(kernel, grad, **circumstances)
         assert torch.equal(grad.nan_to_num(), kept.nan_to_num()), "the gradient was changed"
     return slow, fast
 
 
-def assert_close(slow: Run, fast: Run) -> None:
-    assert_near(slow.weights, fast.weights, "weights")
+def assert_close(slow: Run, fast: Run, atol: float = 1e-7) -> None:
+    assert_near(slow.weights, fast.weights, "weights", atol)
     for cell, pieces in slow.state.items():
         for name, piece in pieces.items():
-            assert_near(piece, fast.state[cell][name], f"{cell}/{name}")
+            assert_near(piece, fast.state[cell][name], f"{cell}/{name}", atol)
 
 
 def assert_same(slow: Run, fast: Run) -> None:
@@ -100,7 +105,7 @@ def assert_same(slow: Run, fast: Run) -> None:
             assert torch.equal(piece, fast.state[cell][name]), f"{cell}/{name}"
 
 
-def assert_near(expected: Tensor, actual: Tensor, name: str) -> None:
+def assert_near(expected: Tensor, actual: Tensor, name: str, atol: float = 1e-7) -> None:
     assert expected.dtype == actual.dtype
     expected, actual = expected.cpu(), actual.cpu()
     if expected.dtype == torch.uint8:
@@ -112,7 +117,7 @@ def assert_near(expected: Tensor, actual: Tensor, name: str) -> None:
         assert apart.max() <= 1, name
         assert apart.count_nonzero() <= FEW * apart.numel(), name
     else:
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=atol, msg=name)
 
 
 def ordered(halves: Tensor) -> Tensor:
