@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from acmsao_cli.config.choices import rules_with
+from acmsao_cli.config.choices import of_a_momentum, rules_with
 from acmsao_cli.config.problems import Problem
 from acmsao_cli.config.reading import Document, describe
 from acmsao_cli.config.recipe import FAMILIES, Recipe
@@ -20,8 +20,11 @@ YES_AND_NO = ("yes", "no", "on", "off", "y", "n")
 def unknown_key(path: str, place: str, known: Outline) -> Problem:
     """Say that there is no such key, and which one was probably meant or who has it."""
     message = f"unknown key `{path}`"
-    if rules := rules_with(path.removeprefix(f"{OPTIMIZER}.")) if _is_recipe(known) else ():
+    option = path.removeprefix(f"{OPTIMIZER}.") if _is_recipe(known) else ""
+    if rules := rules_with(option):
         return Problem(message, place, hint=f"only optimizer.name: {' or '.join(rules)} has it")
+    if option != path and (form := of_a_momentum(option)):
+        return Problem(message, place, hint=form)
     if owner := _owner(path, known):
         return Problem(message, place, hint=f"only {owner} has it")
     near = closest_key(path, [*known.leaves, *known.sections])

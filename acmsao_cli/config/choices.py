@@ -95,6 +95,15 @@ def rules_with(option: str) -> tuple[str, ...]:
     return tuple(name for name, options in sorted(parts()["rule"].items()) if option in options)
 
 
+def of_a_momentum(option: str) -> str | None:
+    """Return how an option of a momentum is written, where one has it."""
+    for name, options in parts()["momentum"].items():
+        if option in options:
+            value = "true" if Wanted("truth") in options[option].wanted else "..."
+            return f"write momentum: {{name: {name}, {option}: {value}}}"
+    return None
+
+
 def _statements(file: Path) -> Sequence[ast.stmt]:
     text = file.read_text(encoding="utf-8")
     needed = "@dataclass" in text or any(f"@{kind}(" in text for kind in KINDS)

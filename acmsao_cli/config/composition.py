@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
 
-from acmsao_cli.config.choices import parts, rules_with
+from acmsao_cli.config.choices import of_a_momentum, parts, rules_with
 from acmsao_cli.config.optimizer import (
     EDITS,
     OF_THE_RUN,
@@ -22,10 +22,19 @@ from acmsao_cli.config.options import (
     settle_storage,
     suggestion,
 )
-from acmsao_cli.config.parts import plain, storages_of
+from acmsao_cli.config.parts import plain, spoken, storages_of
 from acmsao_cli.config.reading import describe
+from acmsao_cli.config.recommended import finds_rate
 
 Where: TypeAlias = Callable[[str], str]  # a key of the section -> how errors name it
+
+# Rules whose steps grow with the gradients.
+STEPS_OF_ANY_SIZE: Final = ("sgd", "a2grad")
+# By rule: options that mean something only where another has this value.
+NEEDS: Final[Mapping[str, Mapping[str, tuple[str, Any]]]] = {
+    "a2grad": {"rho": ("variant", "exp")},
+    "adafactor": {"eps2": ("scale_parameter", True)},
+}
 
 
 class Clash(NamedTuple):
@@ -43,14 +52,17 @@ def clashes(optimizer: OptimizerSection, where: Where) -> Iterator[Clash]:
             yield Clash((key,), *complaint)
     if optimizer.name in parts()["rule"]:
         yield from _options(optimizer, where)
+        yield from _around_what_it_cannot_measure(optimizer, where)
     yield from _without_effect(optimizer, where)
+    yield from _options_without_effect(optimizer, where)
+    yield from _edits_given_twice(optimizer, where)
 
 
 def unknown_option(option: str, known: Collection[str]) -> str:
     """Return the hint for an option that the chosen rule does not have."""
     owners = rules_with(option)
     if not owners:
-        return suggestion(option, known)
+        return of_a_momentum(option) or suggestion(option, known)
     return f"of the rules, only {', '.join(f'`{name}`' for name in owners)} takes it"
 
 
@@ -118,6 +130,40 @@ def _without_effect(optimizer: OptimizerSection, where: Where) -> Iterator[Clash
         )
 
 
+def _options_without_effect(optimizer: OptimizerSection, where: Where) -> Iterator[Clash]:
+    """Options of a rule that only another of its options makes use of."""
+    for option, (other, value) in NEEDS.get(optimizer.name, {}).items():
+        if option in optimizer.options and optimizer.options.get(other) != value:
+            yield Clash(
+                (option, other),
+                f"{where(option)} is set, but {other} is not {spoken(value)}",
+                f"drop it, or set {other}: {spoken(value)}",
+            )
+
+
+def _edits_given_twice(optimizer: OptimizerSection, where: Where) -> Iterator[Clash]:
+    for key in EDITS:
+        names = [edit if isinstance(edit, str) else edit.name for edit in getattr(optimizer, key)]
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            yield Clash((key,), f"{where(key)} names `{name}` twice", "name each edit once")
+
+
+def _around_what_it_cannot_measure(optimizer: OptimizerSection, where: Where) -> Iterator[Clash]:
+    """Prodigy weighs gradients, so a rule whose steps grow with them would leave its estimate."""
+    values: Any = {"name": optimizer.name, **optimizer.options}
+    while isinstance(values, Mapping):
+        inner = values.get("inner")
+        name = inner.get("name") if isinstance(inner, Mapping) else inner
+        if values.get("name") == "prodigy" and name in STEPS_OF_ANY_SIZE:
+            yield Clash(
+                ("inner", "name"),
+                f"{where('inner')} puts prodigy around `{name}`, whose steps grow with the "
+                "gradients: its estimate holds only for steps that do not",
+                "use inner: adamw or inner: lion",
+            )
+        values = inner
+
+
 def layer_complaints(
     optimizer: OptimizerSection, layer: LayerChoice, entry: str
 ) -> Iterator[Complaint]:
@@ -139,9 +185,21 @@ def layer_complaints(
         elif key not in known:
             message = f"{entry} has an unknown key `{key}`"
             yield Complaint(message, unknown_option(key, {*known, *LayerChoice.model_fields}))
+    if finder := _finder_of_rate(optimizer, layer, section):
+        message = f"{entry} gives `{section.name}` no lr, and `optimizer.lr` multiplies {finder}'s"
+        yield Complaint(message, "give it an lr of its own")
     for clash in clashes(section, lambda key: f"`{key}` in {entry}"):
         if set(clash.keys) & layer.settings.keys() & known:
             yield Complaint(clash.message, clash.hint)
+
+
+def _finder_of_rate(
+    optimizer: OptimizerSection, layer: LayerChoice, section: OptimizerSection
+) -> str | None:
+    """The rule whose factor an entry that finds no rate itself would take for its rate."""
+    if "lr" in layer.settings or finds_rate({"name": section.name, **section.options}):
+        return None
+    return finds_rate({"name": optimizer.name, **optimizer.options})
 
 
 def _wrong_values(error: ValidationError, layer: LayerChoice, entry: str) -> Iterator[Complaint]:

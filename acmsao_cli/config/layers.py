@@ -18,7 +18,7 @@ from acmsao_cli.config.preset import load_preset
 from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.reading import Document, describe, read_file, read_value
 from acmsao_cli.config.recipe import DEFAULT, FAMILIES, LAYERS, Origin, RunConfig
-from acmsao_cli.config.recommended import OWN_RATE
+from acmsao_cli.config.recommended import finds_rate
 from acmsao_cli.config.rules import broken_rules
 from acmsao_cli.config.schema import METHODS, OPTIMIZER, every_leaf, outline, with_options
 from acmsao_cli.config.suggest import closest
@@ -209,17 +209,19 @@ def own_rate(values: dict[str, Any], origins: dict[str, Origin]) -> list[Problem
 
     A rate of a lower layer than the name was written for another rule, and is refused.
     """
-    name, rate = values.get(_path("name")), _path("lr")
-    if not isinstance(name, str) or name not in OWN_RATE:
+    rate = _path("lr")
+    finder = finds_rate({key: values.get(_path(key)) for key in ("name", "inner")})
+    if finder is None:
         return []
     if rate not in values:
-        values[rate], origins[rate] = 1.0, Origin("default", f"of {name}")
+        values[rate], origins[rate] = 1.0, Origin("default", f"of {finder}")
         return []
-    chosen_by, written_by = origins[_path("name")], origins[rate]
-    if LAYERS.index(written_by.layer) >= LAYERS.index(chosen_by.layer):
+    naming = [origins[path] for key in ("name", "inner") if (path := _path(key)) in origins]
+    chosen_in = max(LAYERS.index(origin.layer) for origin in naming)
+    if LAYERS.index(origins[rate].layer) >= chosen_in:
         return []
-    message = f"`{rate}` is {values[rate]}, but `{name}` finds the rate itself and multiplies it"
-    return [Problem(message, written_by.place, f"say it for {name}: --set {rate}=1")]
+    message = f"`{rate}` is {values[rate]}, but `{finder}` finds the rate itself and multiplies it"
+    return [Problem(message, origins[rate].place, f"say it for {finder}: --set {rate}=1")]
 
 
 def _path(key: str) -> str:

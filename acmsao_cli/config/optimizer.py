@@ -22,6 +22,7 @@ from pydantic import (
 from acmsao_cli.config.choices import Options, parts
 from acmsao_cli.config.options import settle, settle_part
 from acmsao_cli.config.parts import FREE, Part, PartChoice, StorageChoice
+from acmsao_cli.config.recommended import finds_rate
 from acmsao_cli.config.section import Count, Fraction, PositiveFloat, Section
 
 Rounding = Literal["stochastic", "nearest", "kahan"]
@@ -151,7 +152,24 @@ class OptimizerSection(Section):
         leave_out = set(OF_THE_RUN)
         if layer.settings.get("name", self.name) != self.name:
             leave_out |= {*RULES_OWN, *self.options}
-        return {**self.model_dump(exclude=leave_out), **layer.settings}
+        rate = self.rate_of(layer)
+        own = {} if rate is None else {"lr": rate}
+        return {**self.model_dump(exclude=leave_out), **own, **layer.settings}
+
+    def rate_of(self, layer: LayerChoice) -> float | None:
+        """Return a layer's own learning rate; none where it is that of the parameter's group.
+
+        A rule that finds its rate, and that the section has not, begins with the 1 that leaves it
+        alone.
+        """
+        if "lr" in layer.settings:
+            rate: float = layer.settings["lr"]
+            return rate
+        here = {"name": self.name, **self.options}
+        same = layer.settings.get("name", self.name) == self.name
+        if finds_rate(layer.settings) is None or (same and finds_rate(here)):
+            return None
+        return 1.0
 
 
 def in_one_form(values: Mapping[str, Any]) -> dict[str, Any]:

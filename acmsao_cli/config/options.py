@@ -76,6 +76,9 @@ def settle_storage(name: str, where: str) -> list[Complaint]:
     inner = storage_in(name)
     if inner in known:
         return []
+    if inner == name and name.startswith("offloaded"):
+        hint = "write offloaded(NAME), as in offloaded(bf16)"
+        return [Complaint(f"{where} names an unknown storage `{name}`", hint)]
     return [Complaint(f"{where} names an unknown storage `{name}`", suggestion(inner, known))]
 
 

@@ -11,6 +11,14 @@ from typing import Any, Final
 # Rules that find the learning rate themselves or have none: `optimizer.lr` multiplies their steps.
 OWN_RATE: Final = frozenset({"prodigy", "dadaptation", "a2grad"})
 
+
+def finds_rate(values: Mapping[str, Any]) -> str | None:
+    """Return the rule among `name` and `inner` that finds its own rate, if one does."""
+    inner = values.get("inner")
+    named = (values.get("name"), inner.get("name") if isinstance(inner, Mapping) else inner)
+    return next((name for name in named if isinstance(name, str) and name in OWN_RATE), None)
+
+
 _SUM: Final = {"betas": [0.99, 0.999], "momentum": {"name": "accumulator", "alpha": 100.0}}
 RECOMMENDED: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
     "adamw": {"lora": {"lr": 1e-4}, "full": {"lr": 1e-5, "weight_decay": 0.01}},

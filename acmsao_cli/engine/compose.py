@@ -40,7 +40,7 @@ def _layer(section: OptimizerSection, layer: LayerChoice) -> LayerRule:
         match=layer.match,
         ndim=layer.ndim,
         min_side=layer.min_side,
-        lr=layer.settings.get("lr"),
+        lr=section.rate_of(layer),
         weight_decay=layer.settings.get("weight_decay"),
     )
 

@@ -176,6 +176,41 @@ BROKEN = {
         "`optimizer.decay` is cautious, but `weight_decay` is 0",
         "set optimizer.weight_decay",
     ),
+    "steps that prodigy cannot measure": (
+        "{name: prodigy, inner: sgd}",
+        "`optimizer.inner` puts prodigy around `sgd`, whose steps grow with the gradients",
+        "use inner: adamw",
+    ),
+    "nor within a warm start": (
+        "{name: warm_start, inner: {name: prodigy, inner: {name: a2grad, variant: uni}}}",
+        "`optimizer.inner` puts prodigy around `a2grad`",
+        "inner: lion",
+    ),
+    "option of a momentum": (
+        "{name: sgd, nesterov: true}",
+        "unknown key `optimizer.nesterov` in r.yaml:10",
+        "write momentum: {name: heavy_ball, nesterov: true}",
+    ),
+    "storage without its bracket": (
+        '{storage: "offloaded(bf16"}',
+        "`optimizer.storage` names an unknown storage `offloaded(bf16`",
+        "write offloaded(NAME), as in offloaded(bf16)",
+    ),
+    "option of another variant": (
+        "{name: a2grad, variant: uni, rho: 0.7}",
+        "`optimizer.rho` is set, but variant is not exp",
+        "drop it, or set variant: exp",
+    ),
+    "bound of what is not scaled": (
+        "{name: adafactor, eps2: 1e-2}",
+        "`optimizer.eps2` is set, but scale_parameter is not true",
+        "drop it",
+    ),
+    "the same edit twice": (
+        "{gradient_edits: [rms_clip, orthograd, {name: rms_clip, limit: 0.5}]}",
+        "`optimizer.gradient_edits` names `rms_clip` twice",
+        "name each edit once",
+    ),
     "another library's option": (
         "{use_cautious: true}",
         "unknown key `optimizer.use_cautious`",
@@ -200,11 +235,42 @@ def test_a_rule_that_finds_its_rate_is_left_alone_by_default(resolved: Resolved)
     assert resolved("{name: prodigy, lr: 0.5}").recipe.optimizer.lr == 0.5
 
 
+def test_inside_a_warm_start_it_is_left_alone_too(resolved: Resolved) -> None:
+    config = resolved("{name: warm_start, inner: {name: prodigy, d0: 1e-5}}")
+    assert config.recipe.optimizer.lr == 1.0
+    assert str(config.origins["optimizer.lr"]) == "default of prodigy"
+    assert resolved("{name: warm_start}").recipe.optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize("text", ["{name: prodigy}", "{name: warm_start, inner: prodigy}"])
+def test_an_entry_that_finds_its_rate_is_left_alone_by_default(
+    resolved: Resolved, text: str
+) -> None:
+    entry = f"{{ndim: 1, {text[1:-1]}}}"
+    optimizer = resolved(f"{{lr: 1e-4, layers: [{entry}]}}").recipe.optimizer
+    (layer,) = optimizer.layers
+    assert optimizer.rate_of(layer) == optimizer.of_layer(layer)["lr"] == 1.0
+    ours = resolved(f"{{{text[1:-1]}, lr: 0.5, layers: [{entry[:-1]}, weight_decay: 1}}]}}")
+    (layer,) = ours.recipe.optimizer.layers
+    assert ours.recipe.optimizer.of_layer(layer)["lr"] == 0.5
+
+
+def test_a_factor_is_no_rate_of_an_entry(refusal: Refusal, sdxl: str, resolved: Resolved) -> None:
+    text = "{name: prodigy, layers: [{ndim: 1, name: lion}]}"
+    error = refusal(f"{sdxl}optimizer: {text}\n")
+    assert "gives `lion` no lr, and `optimizer.lr` multiplies prodigy's in r.yaml:10" in str(error)
+    assert error.hint == "give it an lr of its own"
+    resolved(text.replace("lion", "lion, lr: 1e-5"))
+
+
 def test_a_rate_that_was_written_for_another_rule_is_refused(refusal: Refusal, sdxl: str) -> None:
     error = refusal(f"{sdxl}optimizer: {{lr: 1e-4}}\n", "optimizer.name=prodigy")
     assert "`prodigy` finds the rate itself" in error.message
     assert error.message.endswith("in r.yaml:10")
     assert error.hint == "say it for prodigy: --set optimizer.lr=1"
+    inside = "optimizer.inner=prodigy"
+    error = refusal(f"{sdxl}optimizer: {{name: warm_start, lr: 1e-4}}\n", inside)
+    assert "`prodigy` finds the rate itself" in error.message
 
 
 LAYERS = """\
