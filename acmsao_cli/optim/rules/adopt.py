@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from acmsao_cli.optim.momentum import Ema, Momentum, at_decay
 from acmsao_cli.optim.ratio import Ratio, floored
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, check_betas, rule
-from acmsao_cli.optim.schedules import Course, Power, check_positive, value_at
+from acmsao_cli.optim.schedules import Course, Power, Scalar, check_positive, value_at
 from acmsao_cli.optim.slots import Role, Slot
 
 
@@ -22,8 +22,8 @@ class Adopt(Rule):
     n = clip(g / max(sqrt(v), eps), c)      u = m <- b1 m + (1 - b1) n
     v <- b2 v + (1 - b2) g^2
 
-    Taniguchi et al. 2024, algorithm 2. The first gradient only starts v = g^2, and the limit
-    `clip` is counted from the second: c(t - 1). Nothing has a bias to correct. `ratio=divide` adds
+    Taniguchi et al. 2024, algorithm 2. The first gradient only starts v = g^2; the limit `clip` and
+    the momentum count from the second: c(t - 1). Nothing has a bias to correct. `ratio=divide` adds
     eps instead, as adv_optm does; `ratio=atan2` with `clip=inf` and `skip_first=False`, where the
     first step is the gradient's sign, is its form with atan2.
     """
@@ -51,9 +51,10 @@ class Adopt(Rule):
         if ctx.first and self.skip_first:
             return torch.zeros_like(grad)
         eps = value_at(self.eps, ctx.step) * ctx.grad_scale
-        normal = self._clipped(self.ratio(grad, root, eps), ctx)
+        counted = replace(ctx, step=ctx.step - 1) if self.skip_first else ctx
+        normal = self._clipped(self.ratio(grad, root, eps), counted.step)
         # A copy, because what the momentum returns may be its state.
-        return self._momentum.advance(normal, cells, ctx, self.betas[0], correction=1.0).clone()
+        return self._momentum.advance(normal, cells, counted, self.betas[0], correction=1.0).clone()
 
     @property
     def _momentum(self) -> Momentum:
@@ -70,8 +71,8 @@ class Adopt(Rule):
         cells["mean_square"].write(square.mul_(beta).addcmul_(grad, grad, value=1 - beta))
         return root
 
-    def _clipped(self, normal: Tensor, ctx: Context) -> Tensor:
-        limit = value_at(self.clip, ctx.step - 1)
+    def _clipped(self, normal: Tensor, step: Scalar) -> Tensor:
+        limit = value_at(self.clip, step)
         if isinstance(limit, Tensor):
             limit = limit.to(normal)
             return normal.clamp_(-limit, limit)

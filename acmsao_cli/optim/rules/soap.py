@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from acmsao_cli.optim.rules.rotation import (
 )
 from acmsao_cli.optim.schedules import Course, check_positive, value_at
 from acmsao_cli.optim.slots import Extent, Role, Slot
+
+_RAISED: Final = 1e-6  # of the mean diagonal
 
 
 @rule("soap")
@@ -77,7 +80,9 @@ class Soap(Rule):
         square = cells["mean_square"].read().mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
         cells["mean_square"].write(square)
         root = (square / bias_correction(beta2, count)).sqrt_()
-        momentum = self._momentum.advance(grad, cells, ctx, beta1, bias_correction(beta1, count))
+        momentum = self._momentum.advance(
+            grad, cells, replace(ctx, step=count), beta1, bias_correction(beta1, count)
+        )
         eps = value_at(self.eps, ctx.step) * ctx.grad_scale
         return rotate_back(self.ratio(rotate(momentum, bases, ctx), root, eps), bases)
 
@@ -104,7 +109,7 @@ class Soap(Rule):
         for (average, basis), previous in zip(sides, bases, strict=True):
             product = cells[average.name].read()
             if ctx.first:
-                found.append(torch.linalg.eigh(product.nan_to_num()).eigenvectors)
+                found.append(_eigenvectors(product))
                 continue
             turned, order = _power_iteration(product, previous)
             found.append(turned)
@@ -127,6 +132,20 @@ class Soap(Rule):
 
     def _bases(self) -> tuple[Slot, ...]:
         return side_slots("basis", self.limit)
+
+
+def _eigenvectors(product: Tensor) -> Tensor:
+    """Of a symmetric product; of one not finite, any orthogonal matrix.
+
+    In units of its largest entry, because squares of small gradients are denormal numbers, and with
+    a raised diagonal, which keeps eigenvectors: solvers fail where many eigenvalues are zero.
+    """
+    product = product.nan_to_num()
+    largest = product.abs().amax((1, 2), keepdim=True)
+    product = product / largest.clamp(min=torch.finfo(product.dtype).tiny)
+    diagonal = product.diagonal(dim1=1, dim2=2)
+    diagonal.add_(_RAISED * diagonal.mean(1, keepdim=True))
+    return torch.linalg.eigh(product).eigenvectors
 
 
 def _power_iteration(product: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

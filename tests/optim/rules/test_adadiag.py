@@ -132,3 +132,25 @@ def test_a_stride_keeps_every_nth_column_of_a_matrix():
 def test_a_wrong_option_is_refused(name, options, message):
     with pytest.raises(OptimizerError, match=message):
         build_pipeline(name, **options)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-17])
+def test_soap_begins_on_an_embedding_most_of_whose_rows_have_no_gradient(size):
+    """The products' eigenvalues are mostly zero, the others far apart: solvers give up on that."""
+    (rows,) = draws([(600, 16)], seed=1)
+    lengths = torch.logspace(0, -6, 600).unsqueeze(1)
+    grad = size * rows * lengths * (torch.arange(600) % 10 == 0).unsqueeze(1)
+    start = [torch.zeros(600, 16)]
+    found, optimizer = follow(build_pipeline("soap"), start, lambda *_: [grad], 2, lr=0.01)
+    basis = optimizer.state_tensors()["w0/left_basis/value"]
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(600), rtol=0, atol=1e-4)
+    assert found[0].isfinite().all()
+    assert found[0].any() or size < 1e-8  # less than eps does not move
+
+
+def test_soaps_momentum_is_not_dampened_at_its_first_gradient():
+    start = draws([(40,)], seed=1)
+    momentum = {"name": "heavy_ball", "dampening": 0.9}
+    plain, _ = follow(build_pipeline("soap"), start, noise, 2, lr=0.01)
+    found, _ = follow(build_pipeline("soap", momentum=momentum), start, noise, 2, lr=0.01)
+    assert deviation(found, plain, start) < 1e-5  # the corrected average of one gradient is it too

@@ -50,3 +50,19 @@ def test_entries_that_were_zero_at_first_are_clipped_when_they_come_alive():
         parameter.grad = grad
         optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.full((4,), -0.1))
+
+
+def test_the_momentum_counts_the_gradients_it_was_given():
+    momentum = {"name": "heavy_ball", "dampening": 0.5}
+    weights, grads = stream((5, 7))
+    normal = (grads[1] / grads[0].abs().clamp(min=1e-6)).clamp(-1, 1)
+    found = ours(build_pipeline("adopt", momentum=momentum), (5, 7), 2, lr=0.1)
+    torch.testing.assert_close(found, (weights - 0.1 * normal).double(), **CLOSE)
+
+
+def test_a_first_step_that_is_not_skipped_is_the_gradients_sign():
+    weights, grads = stream((5, 7))
+    options = {"skip_first": False, "betas": (0.0, 0.99)}
+    for clip in ({"name": "power"}, {"name": "power", "exponent": -0.5}):
+        found = ours(build_pipeline("adopt", clip=clip, **options), (5, 7), 1, lr=0.1)
+        torch.testing.assert_close(found, (weights - 0.1 * grads[0].sign()).double(), **CLOSE)
