@@ -61,17 +61,32 @@ class Span:
         if elements is not None:
             stop = -(-self.stop * self.width // elements)
             return piece[:, self.offset // elements : stop]
-        return self.cut(piece) if piece.shape[self.axis] == self.length else piece.clone()
+        if piece.shape[self.axis] == self.length:
+            return self.cut(piece)
+        if _is_folded(piece) and piece.shape[2] > 1:  # its rows' sums, each of `width` elements
+            width = self.length // piece.shape[2]
+            return piece[:, :, self.start // width : self.stop // width]
+        return piece.clone()
 
 
-def alignment(pipeline: Pipeline) -> int:
-    """Elements at whose multiples packed entries begin; noise comes in twos."""
+def _is_folded(piece: Tensor) -> bool:
+    """Whether it is a sum of a vector that is folded into a matrix: (batch, 1, rows, cols)."""
+    return piece.ndim == 4 and piece.shape[3] > 0
+
+
+def alignment(pipeline: Pipeline, state: State) -> int:
+    """Elements at whose multiples packed entries and rows of folded vectors begin.
+
+    Noise comes in twos.
+    """
     codecs = [pipeline.storage.codec(slot) for slot in pipeline.slots]
-    return max([2, *(elements for codec in codecs for elements in codec.packed.values())])
+    packed = [elements for codec in codecs for elements in codec.packed.values()]
+    pieces = [piece for pieces in state.values() for piece in pieces.values()]
+    return math.lcm(2, *packed, *(piece.shape[3] for piece in pieces if _is_folded(piece)))
 
 
 def spans_of(shape: torch.Size, block: int, aligned: int) -> list[Span]:
-    """Cut (batch, rows, cols) into spans of about `block` elements, a power of two aligned."""
+    """Cut (batch, rows, cols) into spans of about `block` elements, each aligned."""
     batch, rows, cols = shape
     axis, length, width = (1, rows, cols) if rows > 1 else (2, cols, 1)
     wanted = block // max(batch, 1)
@@ -96,7 +111,7 @@ def advance(
     if weights.numel() <= max(block, UNCUT) or pipeline.whole:
         pipeline.step(weights, grad, state, ctx, noise)
         return
-    spans = spans_of(weights.shape, block, alignment(pipeline))
+    spans = spans_of(weights.shape, block, alignment(pipeline, state))
     if weights.is_meta:  # nothing is computed, and all blocks but the last need the same memory
         spans = spans[: _AT_ONCE + 2] + spans[_AT_ONCE + 2 :][-1:]
     if len(spans) == 1:

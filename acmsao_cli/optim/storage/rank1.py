@@ -62,11 +62,11 @@ class Rank1(Codec):
     def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
         """Add up the columns' sums; each block's rows are shares of that block's sum alone."""
         row, col = pieces["row"], pieces["col"]
-        if row.shape[1] == 1:  # blocks of columns: a lone row is 1, or 0 if nothing is there
+        if row.shape[-2] == 1:  # blocks of columns: a lone row is 1, or 0 if nothing is there
             row.copy_(torch.stack([block["row"] for block in blocks]).amax(0))
             return
         together = torch.stack([block["col"] for block in blocks])
-        sums = together.sum(3, keepdim=True)
+        sums = together.sum(-1, keepdim=True)
         total = sums.sum(0)
         shares = sums / torch.where(total > 0, total, 1.0)
         for block, share in zip(blocks, shares.unbind(), strict=True):
@@ -117,10 +117,14 @@ def near_square(count: int) -> tuple[int, int]:
 
 
 def folded_shape(rows: int, cols: int) -> tuple[int, int]:
-    """The matrix whose rows and columns are added up: a vector's is folded, if it is not too long
-    to be stepped at once.
+    """The matrix whose rows and columns are added up; a vector's is folded, so that blocks of any
+    size can hold whole rows of it.
+
+    One of prime length cannot be (its matrix has a single row), one that folds into too long rows
+    is not: `col` is then every number, and factored state as large as fp32's with its signs more.
     """
-    return near_square(cols) if rows == 1 and cols <= UNCUT else (rows, cols)
+    folded = near_square(cols) if rows == 1 else (rows, cols)
+    return folded if folded[1] <= UNCUT else (rows, cols)
 
 
 def pack_signs(value: Tensor) -> Tensor:

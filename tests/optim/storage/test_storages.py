@@ -16,6 +16,7 @@ from acmsao_cli.optim.storage.codec import Cell, Full
 from acmsao_cli.optim.storage.measured import Measured
 from acmsao_cli.optim.storage.offloaded import Offloaded
 from acmsao_cli.optim.storage.policy import build_storage, named_storage
+from acmsao_cli.optim.storage.rank1 import folded_shape
 from acmsao_cli.optim.storage.square import near_square
 
 MOMENTUM = Slot("momentum", Role.SIGNED, unit="mean_square")
@@ -114,6 +115,21 @@ def test_the_square_is_smaller_for_thin_matrices(shape):
         for name in ("factored_square", "factored")
     )
     assert square < 0.5 * natural
+
+
+@pytest.mark.parametrize("length", [768, 66_000, 1_000_000, 1 << 26])
+def test_a_vector_of_any_length_is_factored(length):
+    pipeline = build_pipeline("adamw", storage="factored")
+    found = accounting.state_bytes(pipeline, [(length,)])
+    assert found <= length / 8 + 4 * 4.2 * length**0.5  # signs; four sums of nearly the root
+
+
+@pytest.mark.parametrize("length", [7, 65_537, 2 * 65_537])
+def test_a_vector_that_cannot_be_folded_is_kept_with_its_signs(length):
+    """Of prime length, or folded into too long rows for blocks to hold them."""
+    assert folded_shape(1, length)[0] == 1
+    pipeline = build_pipeline("adamw", storage="factored")
+    assert accounting.state_bytes(pipeline, [(length,)]) <= 8 * length + -(-length // 8) + 8
 
 
 def test_the_square_records_the_shape_it_came_from():
