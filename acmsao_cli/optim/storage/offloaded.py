@@ -56,9 +56,12 @@ class Offloaded(Codec):
         }
 
     def unstage(self, pieces: Pieces, staged: Pieces) -> None:
-        """Copy back and wait: the host may put blocks together next."""
+        """Copy back and wait, once for each cell: the host may put blocks together next."""
+        devices = {tensor.device for tensor in staged.values() if tensor.device.type == "cuda"}
         for name, piece in pieces.items():
-            piece.copy_(staged[name])
+            piece.copy_(staged[name], non_blocking=bool(devices))
+        for device in devices:
+            torch.cuda.current_stream(device).synchronize()
 
     def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return what the inner codec reads from staged pieces."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,6 +169,24 @@ def test_offloaded_state_gives_the_same_bits(name):
         found.append({"weight": weight.detach(), **optimizer.state_tensors()})
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_a_cell_waits_once_for_all_its_pieces_to_come_home(monkeypatch):
+    """What happens on CUDA, told by stand-ins."""
+    told = []
+
+    class Piece:
+        def copy_(self, staged, non_blocking):
+            told.append(("copied", non_blocking))
+
+    class Stream:
+        def synchronize(self):
+            told.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    names, staged = ("row", "col", "sign"), SimpleNamespace(device=torch.device("cuda", 0))
+    Offloaded(Full()).unstage({name: Piece() for name in names}, dict.fromkeys(names, staged))
+    assert told == [("copied", True)] * 3 + ["waited"]
 
 
 class Elsewhere(Offloaded):
