@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acmsao_cli.checkpoint.store import Checkpoint
+from acmsao_cli.config.parts import spoken
 from acmsao_cli.errors import CheckpointError
 
 WEIGHTS = "weights"
@@ -73,13 +74,16 @@ def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     free = [key for key in changed if may_differ(key, before.get(key), now.get(key))]
     if refused := [key for key in changed if key not in free]:
-        lines = [f"  {key}: {before.get(key)} in the run, {now.get(key)} now" for key in refused]
+        lines = [
+            f"  {key}: {spoken(before.get(key))} in the run, {spoken(now.get(key))} now"
+            for key in refused
+        ]
         raise CheckpointError(
             "the recipe differs from the run that would be continued\n" + "\n".join(lines),
             hint="put the values back, or start a new run: another --output, or --resume never "
             "without one",
         )
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in free]
+    return [f"{key}: {spoken(before.get(key))} -> {spoken(now.get(key))}" for key in free]
 
 
 def may_differ(key: str, before: Any, now: Any) -> bool:
@@ -90,10 +94,10 @@ def may_differ(key: str, before: Any, now: Any) -> bool:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys; lists stay values."""
+    """Nested mappings as one with dotted keys; lists and the optimizer's parts stay values."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix != f"{OPTIMIZER}.":
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -49,14 +49,22 @@ class StorageBySlot(BaseModel):
 
 def called(name: str, given: Mapping[str, Any]) -> str:
     """Write a part and its options as a call."""
-    return f"{name}({', '.join(f'{key}={spoken(value)}' for key, value in given.items())})"
+    options = ", ".join(f"{key}={spoken(value)}" for key, value in given.items())
+    return f"{name}({options})" if options else name
 
 
 def spoken(value: Any) -> str:
-    """Write an option's value in few words."""
+    """Write a value in few words: parts and storages as calls, the rest as YAML does."""
     if isinstance(value, Mapping):
-        rest = {key: inner for key, inner in value.items() if key != "name"}
-        return called(str(value.get("name")), rest)
+        head = next((key for key in ("name", "default") if key in value), None)
+        rest = {key: inner for key, inner in value.items() if key != head}
+        if head is not None:
+            return called(str(value[head]), rest)
+        return f"{{{', '.join(f'{key}: {spoken(inner)}' for key, inner in rest.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(spoken(entry) for entry in value)}]"
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
