@@ -55,8 +55,9 @@ def test_what_a_library_hid_is_readable_once_it_is_in_place(tmp_path: Path) -> N
     "error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")]
 )
 def test_every_refusal_is_an_output_error(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(OutputError, match=r": No space left on device$"), writing(tmp_path):
+    with pytest.raises(OutputError) as caught, writing(tmp_path):
         raise error
+    assert caught.value.message.endswith(": No space left on device")
 
 
 def test_a_file_in_the_way_of_a_folder_is_an_output_error(tmp_path: Path) -> None:
