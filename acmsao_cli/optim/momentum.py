@@ -37,6 +37,11 @@ class Momentum(Protocol):
     def slots(self) -> tuple[Slot, ...]:
         """What is remembered for each parameter."""
 
+    @property
+    def meaning(self) -> str:
+        """What decides, beside the slots' names, what is remembered; "" for nothing."""
+        return ""
+
     def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return the history before this gradient, uncorrected; read only."""
 
@@ -55,6 +60,7 @@ class Ema(Momentum):
     """Exponential moving average: m <- b m + (1 - b) g, corrected m / (1 - b^t)."""
 
     slots = (Slot("momentum", gradient_like=True),)
+    meaning = "average"
 
     def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return m."""
@@ -94,6 +100,11 @@ class HeavyBall(Momentum):
 
     slots = (Slot("momentum"),)
 
+    @property
+    def meaning(self) -> str:
+        """How much of each gradient is summed."""
+        return f"sum of {1 - self.dampening:g} g" if self.dampening else "sum"
+
     def __post_init__(self) -> None:
         if not 0 <= self.dampening < 1 or (self.nesterov and self.dampening):
             raise OptimizerError(
@@ -128,6 +139,8 @@ class Accumulator(Momentum):
     warmup: int = 0
     start_beta: float = 0.9
     corrected: bool = False
+
+    meaning = "sum"
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
@@ -170,6 +183,8 @@ class AdEMAMix(Momentum):
     slow_beta: Course = 0.9999
     alpha: Course = 5.0
     warmup: int = 0
+
+    meaning = "average"
 
     def __post_init__(self) -> None:
         check_decay("slow_beta", self.slow_beta, "typical: 0.9999")

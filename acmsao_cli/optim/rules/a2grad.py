@@ -55,6 +55,11 @@ class A2Grad(Rule):
         kept = [Slot(name, role) for name in squares]
         return (Slot("point", Role.EXACT), Slot("mean", gradient_like=True), *kept)
 
+    @property
+    def meaning(self) -> str:
+        """What is summed of the deviations."""
+        return self.variant
+
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Move the point, and say how far the weights go towards it."""
         if ctx.first:

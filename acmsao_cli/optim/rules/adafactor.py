@@ -27,9 +27,9 @@ class Adafactor(Rule):
     u = g / sqrt(R C / mean(R)), shrunk to a root mean square of at most `clip`
 
     Of a vector, which is one row, C is the exact mean square. The learning rate is the run's, as
-    for every rule; the paper's own is `relative_step` (times min(0.01, 1 / sqrt(t))) and
-    `scale_parameter` (times the weights' root mean square, at least eps2), at a learning rate of 1.
-    `beta1` > 0 averages the updates.
+    for every rule; the paper's own is `relative_step` (times min(0.01, 1 / sqrt(t)), and weight
+    decay with it) and `scale_parameter` (updates times the weights' root mean square, at least
+    eps2), at a learning rate of 1. `beta1` > 0 averages the updates.
     """
 
     decay_rate: float = 0.8
@@ -59,9 +59,20 @@ class Adafactor(Rule):
         """Divide by the root of the factored mean square, shrink, scale, average."""
         square = self._mean_square(grad, cells, ctx)
         normal = clip_rms(grad / square.clamp_(min=_SMALLEST).sqrt_(), self.clip, ctx)
-        scaled = normal.mul_(self._step_size(ctx))
+        if self.scale_parameter:
+            mean_square = ctx.mean(ctx.weights.square())
+            normal.mul_(mean_square.sqrt_().clamp_(min=self.eps2))
         # A copy, because what the momentum returns may be its state.
-        return self._momentum.advance(scaled, cells, ctx, self.beta1, correction=1.0).clone()
+        return self._momentum.advance(normal, cells, ctx, self.beta1, correction=1.0).clone()
+
+    def rate(self, ctx: Context) -> Scalar:
+        """Return the relative step."""
+        if not self.relative_step:
+            return 1.0
+        step: Scalar = ctx.step**-0.5
+        if isinstance(step, Tensor):
+            return step.clamp(max=_LARGEST_RELATIVE_STEP)
+        return min(step, _LARGEST_RELATIVE_STEP)
 
     @property
     def _momentum(self) -> Momentum:
@@ -81,16 +92,3 @@ class Adafactor(Rule):
         average = torch.lerp(cells[slot].read(), mean, weight)
         cells[slot].write(average)
         return average
-
-    def _step_size(self, ctx: Context) -> Scalar:
-        size: Scalar = 1.0
-        if self.relative_step:
-            size = _at_most(ctx.step**-0.5, _LARGEST_RELATIVE_STEP)
-        if self.scale_parameter:
-            mean_square = ctx.mean(ctx.weights.square())
-            size = mean_square.sqrt_().clamp_(min=self.eps2) * size
-        return size
-
-
-def _at_most(x: Scalar, limit: float) -> Scalar:
-    return x.clamp(max=limit) if isinstance(x, Tensor) else min(x, limit)

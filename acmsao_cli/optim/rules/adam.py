@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ from acmsao_cli.optim.schedules import Course, Scalar, check_positive, value_at
 from acmsao_cli.optim.slots import Role, Slot, in_units_of
 
 Correction: TypeAlias = Literal["momentum", "update", "none"]
+_STORED: Final[dict[str, str]] = {
+    "momentum": "corrected",
+    "update": "mean square corrected",
+    "none": "uncorrected",
+}
 
 
 @rule("adamw")
@@ -68,15 +73,27 @@ class AdamW(Rule):
         largest = (Slot("max_mean_square", Role.POSITIVE),) if self.amsgrad else ()
         return (*momentum, Slot("mean_square", Role.POSITIVE), *largest)
 
+    @property
+    def meaning(self) -> str:
+        """Which of the averages are stored corrected."""
+        return _STORED[self.correction]
+
     def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """Divide the corrected momentum by the corrected root mean square."""
         root = self._root_mean_square(grad, cells, ctx)
         beta, _ = self.betas
-        weight = self._weight(beta, ctx)
+        weight = self._weight(beta, ctx.step)
         early, late = (1.0, weight) if self.correction == "update" else (weight, 1.0)
         momentum = self._momentum.advance(grad, cells, ctx, beta, early)
         eps = value_at(self.eps, ctx.step) * ctx.grad_scale
         return corrected(self.ratio(momentum, root, eps), late)
+
+    def root_before(self, cells: Cells, ctx: Context) -> Tensor:
+        """The root mean square that the gradients before this one made, as `update` has it."""
+        if not self.amsgrad or ctx.first:
+            return cells["mean_square"].read().sqrt()
+        weight = self._weight(self.betas[1], ctx.step - 1)
+        return (cells["max_mean_square"].read() / weight).sqrt_()
 
     @property
     def _momentum(self) -> Momentum:
@@ -84,7 +101,7 @@ class AdamW(Rule):
 
     def _root_mean_square(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         _, beta = self.betas
-        weight = self._weight(beta, ctx)
+        weight = self._weight(beta, ctx.step)
         decay = decay_of_corrected(beta, weight)
         square = plus_product(cells["mean_square"].read().mul_(decay), grad, grad, 1 - decay)
         cells["mean_square"].write(square)
@@ -94,8 +111,8 @@ class AdamW(Rule):
             square = largest / weight
         return square.sqrt()
 
-    def _weight(self, beta: float, ctx: Context) -> Scalar:
-        return 1.0 if self.correction == "none" else bias_correction(beta, ctx.step)
+    def _weight(self, beta: float, step: Scalar) -> Scalar:
+        return 1.0 if self.correction == "none" else bias_correction(beta, step)
 
 
 @rule("simplified_ademamix")

@@ -56,6 +56,10 @@ class Adopt(Rule):
         # A copy, because what the momentum returns may be its state.
         return self._momentum.advance(normal, cells, counted, self.betas[0], correction=1.0).clone()
 
+    def root_before(self, cells: Cells, ctx: Context) -> Tensor:
+        """The root mean square of the gradients before this one."""
+        return cells["mean_square"].read().sqrt()
+
     @property
     def _momentum(self) -> Momentum:
         return at_decay(self.momentum, self.betas[0])

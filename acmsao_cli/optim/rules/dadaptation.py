@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.momentum import Momentum
+from acmsao_cli.optim.momentum import Accumulator, HeavyBall, Momentum
+from acmsao_cli.optim.ratio import atan2
 from acmsao_cli.optim.registry import part_name
+from acmsao_cli.optim.rules.adam import AdamW
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
-from acmsao_cli.optim.rules.wrapping import LearningRateFree
+from acmsao_cli.optim.rules.wrapping import LearningRateFree, finite, known
 from acmsao_cli.optim.schedules import Scalar, value_at
 from acmsao_cli.optim.slots import Role, Slot
 
-_SQUARES: Final = "mean_square"
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A rule that D-adaptation goes around: it averages gradients over their root mean square."""
+
+    momentum: Momentum
+
+    def root_before(self, cells: Cells, ctx: Context) -> Tensor:
+        """Return that root as it was before this gradient, entry by entry; fresh."""
 
 
 @rule("dadaptation")
@@ -28,17 +37,29 @@ class DAdaptation(LearningRateFree):
     r <- b3 r + (1 - b3) lr d <g, s / (sqrt(v) + eps)>     s <- b3 s + (1 - b3) lr d g
     u = inner's, with d g in its momentum, at rate lr      d <- max(d, r / ((1 - b3) |s|_1))
 
-    v is the inner rule's mean square before g. Set lr = 1.
+    v is the inner rule's mean square before g. The update has to be as long as its momentum, so
+    that d passes through. Set lr = 1.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        keeps = {slot.name for slot in self.inner.slots}
-        if _SQUARES not in keeps or not hasattr(self.inner, "momentum"):
+        inner: Any = self.inner
+        name = part_name(inner)
+        if not isinstance(inner, Measuring):
             raise OptimizerError(
-                "dadaptation measures gradients by the mean square its inner rule keeps, "
-                f"and {part_name(self.inner)} keeps none",
-                hint="inner=adamw; prodigy goes around any rule",
+                "dadaptation measures gradients by the root mean square of those before, entry by "
+                f"entry, and {name} does not tell it",
+                hint="inner=adamw or inner=adopt; prodigy goes around any rule",
+            )
+        if isinstance(self.inner, AdamW) and self.inner.ratio is atan2:
+            raise OptimizerError(
+                f"dadaptation scales the momentum of {name}, which ratio=atan2 would not pass on",
+                hint="ratio=divide; prodigy goes with atan2",
+            )
+        if isinstance(inner.momentum, HeavyBall | Accumulator):
+            raise OptimizerError(
+                f"dadaptation finds a distance from averages, and the momentum of {name} is a sum",
+                hint="momentum=ema or another average; prodigy goes with sums",
             )
 
     @property
@@ -57,16 +78,18 @@ class DAdaptation(LearningRateFree):
         """d grows to the estimate, at most by the growth rate in a step."""
         d, average, share = shared["d"], shared["d_numerator"], 1 - self.decay
         average.mul_(self.decay).add_(numerator, alpha=share)
-        found = torch.where(denominator > 0, average / (denominator * share), d)
+        found = known(average, denominator * share, d)
         d.copy_(d.maximum(found.minimum(d * self.growth_rate)))
 
     def _measure(self, grad: Tensor, cells: Cells, ctx: Context) -> None:
         weight = ctx.shared["d"] * ctx.lr
         eps = value_at(getattr(self.inner, "eps", 1e-8), ctx.step) * ctx.grad_scale
         gradients = cells["gradient_sum"].read()
-        measured = gradients / cells[_SQUARES].read().sqrt().add_(eps)
-        ctx.contribute("numerator", ctx.dot(grad, measured) * weight)
-        gradients = gradients.mul_(self.decay).add_(grad * (weight * (1 - self.decay)))
+        inner: Any = self.inner
+        measured = gradients / inner.root_before(cells, ctx).add_(eps)
+        ctx.contribute("numerator", finite(ctx.dot(grad, measured) * weight))
+        added = finite(grad * (weight * (1 - self.decay)))
+        gradients = gradients.mul_(self.decay).add_(added)
         cells["gradient_sum"].write(gradients)
         ctx.contribute("denominator", ctx.total(gradients.abs()))
 

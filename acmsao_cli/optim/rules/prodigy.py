@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.optim.rules.base import Cells, Context, rule
-from acmsao_cli.optim.rules.wrapping import LearningRateFree
+from acmsao_cli.optim.rules.wrapping import LearningRateFree, finite, known
 from acmsao_cli.optim.schedules import check_positive
 from acmsao_cli.optim.slots import Role, Slot
 
@@ -44,6 +44,11 @@ class Prodigy(LearningRateFree):
         mine = tuple(Slot(name, Role.EXACT, stride=self.slice_p) for name in own)
         return (*self.inner.slots, *mine)
 
+    @property
+    def meaning(self) -> str:
+        """The unit of both sums."""
+        return f"d0={self.d0}"
+
     def shared(self) -> dict[str, float]:
         """Add the largest estimate so far."""
         return {**super().shared(), "d_max": self.d0}
@@ -60,7 +65,7 @@ class Prodigy(LearningRateFree):
         """d grows towards the largest estimate, at most by the growth rate in a step."""
         d, largest, average = shared["d"], shared["d_max"], shared["d_numerator"]
         average.mul_(self.decay).add_(numerator)
-        found = torch.where(denominator > 0, self.d_coef * average / denominator, d)
+        found = known(self.d_coef * average, denominator, d)
         start = torch.where(d == self.d0, d.maximum(found), d)  # the first growth has no limit
         largest.copy_(largest.maximum(found))
         d.copy_(torch.minimum(largest, start * self.growth_rate))
@@ -73,8 +78,8 @@ class Prodigy(LearningRateFree):
         d = ctx.shared["d"]
         weight = d / self.d0 * d
         way = ctx.dot(grad, cells["start"].read() - weights)
-        ctx.contribute("numerator", way * (weight * ctx.lr))
+        ctx.contribute("numerator", finite(way * (weight * ctx.lr)))
         added = grad * (weight if self.safeguard_warmup else weight * ctx.lr)
-        gradients = cells["gradient_sum"].read().mul_(self.decay).add_(added)
+        gradients = cells["gradient_sum"].read().mul_(self.decay).add_(finite(added))
         cells["gradient_sum"].write(gradients)
         ctx.contribute("denominator", ctx.total(gradients.abs()))

@@ -145,7 +145,8 @@ def _eigenvectors(product: Tensor) -> Tensor:
     product = product / largest.clamp(min=torch.finfo(product.dtype).tiny)
     diagonal = product.diagonal(dim1=1, dim2=2)
     diagonal.add_(_RAISED * diagonal.mean(1, keepdim=True))
-    return torch.linalg.eigh(product).eigenvectors
+    vectors: Tensor = torch.linalg.eigh(product).eigenvectors
+    return vectors
 
 
 def _power_iteration(product: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
@@ -87,3 +88,14 @@ class LearningRateFree(Rule):
         """Refuse what the inner rule refuses."""
         reason = self.inner.rejects(pipeline)
         return None if reason is None else f"around {part_name(self.inner)}, which {reason}"
+
+
+def finite(x: Tensor) -> Tensor:
+    """Put 0 in place, where a sum would not recover from what a gradient that overflowed left."""
+    return x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def known(numerator: Tensor, denominator: Tensor, otherwise: Tensor) -> Tensor:
+    """Return the fraction where it is finite, and what was estimated before elsewhere."""
+    fraction = numerator / denominator
+    return torch.where(fraction.isfinite(), fraction, otherwise)

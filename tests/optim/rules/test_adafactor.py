@@ -26,6 +26,16 @@ def test_the_relative_step_is_the_papers(shape):
     torch.testing.assert_close(ours(pipeline, shape, lr=1.0), expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_decay_goes_with_the_relative_step(scaled):
+    parameter = torch.nn.Parameter(torch.full((5, 7), 2.0))
+    pipeline = build_pipeline("adafactor", relative_step=True, scale_parameter=scaled)
+    optimizer = ComposedOptimizer([("w", parameter)], pipeline, lr=1.0, weight_decay=0.1)
+    parameter.grad = torch.zeros(5, 7)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((5, 7), 2.0 * (1 - 0.01 * 0.1)))
+
+
 def test_a_convolution_is_a_matrix_of_its_filters():
     found = ours(build_pipeline("adafactor"), (4, 3, 3, 3), lr=0.01)
     weights, grads = stream((4, 3, 3, 3))

@@ -73,6 +73,18 @@ def test_gradients_a_thousand_times_larger_change_nothing():
     assert deviation(larger, found, START) < 1e-2
 
 
+@pytest.mark.parametrize("name", ["prodigy", "dadaptation"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_does_not_stop_the_search_for_d(name, bad):
+    def once_bad(weights, step):
+        first, *others = bowl(weights, step)
+        return [torch.full_like(first, bad) if step == 3 else first, *others]
+
+    _, early = follow(build_pipeline(name), START, once_bad, 5, lr=1.0)
+    _, late = follow(build_pipeline(name), START, once_bad, NUM_STEPS, lr=1.0)
+    assert 1e-6 <= number(early, "d") < number(late, "d") < 100
+
+
 def test_without_gradients_d_stays():
     _, optimizer = follow(
         build_pipeline("prodigy"), START, lambda ws, _: [torch.zeros_like(w) for w in ws], 3, lr=1.0
