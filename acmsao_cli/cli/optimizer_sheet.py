@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from acmsao_cli import builtin
 from acmsao_cli.cli.quiet import quiet_libraries
+from acmsao_cli.config.locate import locate, shipped
 from acmsao_cli.config.parts import spoken
 from acmsao_cli.config.recommended import RECOMMENDED
 from acmsao_cli.errors import ConfigError
@@ -29,6 +31,8 @@ PAGE = re.compile(r"\b\w+\.github\.io\b")
 PART_WITH_OPTIONS = re.compile(r"\b([a-z]\w*)\(.*\)", re.DOTALL)
 IN_YAML = {"True": "true", "False": "false", "None": "null", "inf": ".inf"}
 METHODS = ("lora", "full")
+RULE, STORAGE = "optimizer", "storage"  # the registries' words
+COUNTED_WITH = ("adamw", "lion")  # rules of two states and of one
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,12 @@ def entries_called(name: str) -> list[Entry]:
     found = [part for part in entries() if part.name == name]
     if found:
         return found
-    from acmsao_cli.config.aliases import seed_called
+    from acmsao_cli.config.aliases import seed_called, translate
     from acmsao_cli.config.suggest import closest
 
     if seed := seed_called(name):
-        hint = f"recipes take that name and put it into ours: `acmsao optimizers show {seed.rule}`"
+        ours = ", ".join(f"{key}: {spoken(v)}" for key, v in translate(seed, {}).values.items())
+        hint = f"recipes take that name for {{{ours}}}; see `acmsao optimizers show {seed.rule}`"
         raise ConfigError(f"`{name}` is an optimizer of adv_optm", hint=hint)
     near = closest(name, [part.name for part in entries()])
     listing = "`acmsao optimizers list` names them"
@@ -98,6 +103,62 @@ def entries_called(name: str) -> list[Entry]:
         f"there is no optimizer part `{name}`",
         hint=f"did you mean `{near}`? {listing}" if near else listing,
     )
+
+
+def defaults_of(entry: Entry) -> dict[str, Any]:
+    """The options that have a default, each with the value that a recipe would give it."""
+    from acmsao_cli.optim import catalog
+
+    (part,) = (r.parts[entry.name] for r in catalog.REGISTRIES if r.kind == entry.kind)
+    return _options_of(part) if inspect.isclass(part) else {}
+
+
+def _options_of(part: Any) -> dict[str, Any]:
+    """The fields of a dataclass, or of one that was made, as plain values."""
+    found = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name, field.default)
+        if inspect.isclass(part) and field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if value is not dataclasses.MISSING and field.init:
+            found[field.name] = as_plain(value)
+    return found
+
+
+def as_plain(value: Any) -> Any:
+    """A default as JSON has it: a part as its name, or a mapping with what is not its default.
+
+    A schedule is always a mapping, as in a recipe.
+    """
+    from acmsao_cli.optim.registry import part_name
+    from acmsao_cli.optim.schedules import schedule
+
+    if isinstance(value, float) and math.isinf(value):
+        return spoken(value)
+    if isinstance(value, tuple):
+        return [as_plain(entry) for entry in value]
+    if callable(value) or dataclasses.is_dataclass(value):
+        name = part_name(value)
+        usual = _options_of(type(value)) if dataclasses.is_dataclass(value) else {}
+        given = _options_of(value) if dataclasses.is_dataclass(value) else {}
+        other = {key: one for key, one in given.items() if usual.get(key, ...) != one}
+        return {"name": name, **other} if other or name in schedule.parts else name
+    return value
+
+
+def rules_taking(entry: Entry) -> list[str] | None:
+    """The rules that a part goes with; none of a part that no rule refuses, as a schedule."""
+    from acmsao_cli.optim.features import features
+
+    rules = [part.name for part in entries() if part.kind == RULE]
+    found = {rule: [f for f in features(rule) if f.kind == entry.kind] for rule in rules}
+    if not any(found.values()):
+        return None
+    return [
+        rule
+        for rule, alike in found.items()
+        if any(feature.name == entry.name and feature.refused is None for feature in alike)
+    ]
 
 
 def sheet(entry: Entry, model: str) -> Sheet:
@@ -167,6 +228,16 @@ def state_bytes(rule: str, storage: str, shapes: Shapes) -> int:
     )
 
 
+def _require_recipe(model: str) -> None:
+    """Refuse a name that is no recipe's, saying that models may be named too."""
+    try:
+        locate("recipe", model)
+    except ConfigError as error:
+        named = ", ".join([SDXL, *WHOLE, *(file.name for file in shipped("recipe"))])
+        message = f"--model names neither a model nor a recipe: `{model}`"
+        raise ConfigError(message, hint=f"known: {named}; or a path to a recipe") from error
+
+
 def shapes_of(model: str) -> Shapes:
     """The weights of SDXL's UNet or of a model shipped inside, or what a recipe trains."""
     if model == SDXL:
@@ -178,6 +249,8 @@ def shapes_of(model: str) -> Shapes:
     from acmsao_cli.engine.precision import resolve_device, resolve_dtype
     from acmsao_cli.models import catalog
 
+    if model not in WHOLE:
+        _require_recipe(model)
     request, about = Request(model), f"what recipe {model} trains"
     if model in WHOLE:
         request = Request(WHOLE[model], None, (f"model.source={builtin.PREFIX}{model}",))

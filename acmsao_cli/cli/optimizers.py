@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from acmsao_cli.cli.console import print_table, print_text
+from acmsao_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from acmsao_cli.cli.optimizer_sheet import Sheet
+    from acmsao_cli.cli.optimizer_sheet import Shapes, Sheet
     from acmsao_cli.optim.catalog import Entry
 
 app = typer.Typer(help="Rules, storages and edits of the optimizer.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON list on stdout.")]
-RULE = "optimizer"  # the registry's word for a rule
 
 
 @app.command("list")
@@ -42,44 +42,86 @@ def list_parts(
 def show(
     name: Annotated[str, typer.Argument(help="Name of a rule, storage or edit.")],
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="MODEL", help="Whose state is counted: sdxl, tiny-sdxl, tiny-llm, or a recipe."
+            metavar="MODEL",
+            help="Whose state is counted: sdxl (if none is named), tiny-sdxl, tiny-llm, or a "
+            "recipe.",
         ),
-    ] = "sdxl",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Describe a part: what it does, its options, the state it keeps, and what goes with it."""
-    from acmsao_cli.cli.optimizer_sheet import entries_called, sheet
+    from acmsao_cli.cli.optimizer_sheet import RULE, SDXL, STORAGE, entries_called, sheet
 
     found = entries_called(name)
+    if model is not None and not any(part.kind in (RULE, STORAGE) for part in found):
+        kinds = " and ".join(part.kind for part in found)
+        message = f"--model is for parts that keep state, `{name}` is a {kinds}"
+        raise ConfigError(message, hint="drop it, or name a rule or a storage")
     if as_json:
         described = [
-            sheet_as_dict(sheet(part, model)) if part.kind == RULE else part_as_dict(part)
+            sheet_as_dict(sheet(part, model or SDXL))
+            if part.kind == RULE
+            else {**part_as_dict(part), **company_as_dict(part, model or SDXL)}
             for part in found
         ]
         typer.echo(json.dumps(described, indent=2))
         return
     for part in found:
         if part.kind == RULE:
-            print_sheet(sheet(part, model))
+            print_sheet(sheet(part, model or SDXL))
         else:
-            print_part(part)
+            print_part(part, model or SDXL)
 
 
-def print_part(part: Entry) -> None:
-    """A part that is no rule: what it does, and its options with their defaults."""
-    from acmsao_cli.cli.optimizer_sheet import short
+def print_part(part: Entry, model: str) -> None:
+    """A part that is no rule: what it does, its options with their defaults, and its company."""
+    from acmsao_cli.cli.optimizer_sheet import (
+        COUNTED_WITH,
+        STORAGE,
+        rules_taking,
+        shapes_of,
+        short,
+        state_bytes,
+    )
 
     typer.echo(f"{part.name} ({part.kind})")
     print_text(part.summary, indent=2)
     if part.options:
         print_table(((key, short(default)) for key, default in part.options.items()), indent=4)
+    if part.kind == STORAGE:
+        shapes = shapes_of(model)
+        print_text(f"bytes for {counted(shapes)}:", indent=2)
+        sizes = {rule: state_bytes(rule, part.name, shapes) for rule in COUNTED_WITH}
+        print_table(size_rows(sizes, shapes), indent=4)
+    taking = rules_taking(part)
+    if taking is not None:
+        print_text(f"goes with {', '.join(taking) or 'no rule'}", indent=2)
+
+
+def company_as_dict(part: Entry, model: str) -> dict[str, Any]:
+    """The bytes of a storage, and the rules that take a part."""
+    from acmsao_cli.cli.optimizer_sheet import (
+        COUNTED_WITH,
+        STORAGE,
+        rules_taking,
+        shapes_of,
+        state_bytes,
+    )
+
+    told: dict[str, Any] = {}
+    if part.kind == STORAGE:
+        shapes = shapes_of(model)
+        sizes = {rule: state_bytes(rule, part.name, shapes) for rule in COUNTED_WITH}
+        told["state"] = state_as_dict(shapes, sizes)
+    taking = rules_taking(part)
+    return told if taking is None else {**told, "rules": taking}
 
 
 def print_sheet(sheet: Sheet) -> None:
     """A rule in full."""
-    typer.echo(f"{sheet.entry.name} ({RULE})")
+    typer.echo(f"{sheet.entry.name} ({sheet.entry.kind})")
     print_text(sheet.entry.summary, indent=2)
     if sheet.law:
         typer.echo("")
@@ -93,22 +135,27 @@ def print_sheet(sheet: Sheet) -> None:
     typer.echo("")
     print_text(f"remembers {', '.join(sheet.slots)}", indent=2)
     print_text(
-        f"bytes for {sheet.shapes.about}, {sheet.shapes.num_elements:,} numbers in "
-        f"{sheet.shapes.num_tensors:,} tensors; offloaded(...) keeps them in host memory:",
+        f"bytes for {counted(sheet.shapes)}; offloaded(...) keeps them in host memory:",
         indent=2,
     )
-    print_table(state_rows(sheet), indent=4)
+    print_table(size_rows(sheet.state, sheet.shapes), indent=4)
     typer.echo("\n  goes with:")
     print_table(company_rows(sheet), indent=4, wrap=True)
 
 
-def state_rows(sheet: Sheet) -> Iterator[tuple[str, str, str]]:
-    """Storage, total, and bytes for each number."""
+def counted(shapes: Shapes) -> str:
+    """The model whose state is counted, with its size."""
+    numbers = f"{shapes.num_elements:,} numbers in {shapes.num_tensors:,} tensors"
+    return f"{shapes.about}, {numbers}"
+
+
+def size_rows(sizes: Mapping[str, int], shapes: Shapes) -> Iterator[tuple[str, str, str]]:
+    """What is kept, its total, and bytes for each number; the smallest first."""
     from acmsao_cli.engine.report import human_bytes
 
-    for storage, size in sorted(sheet.state.items(), key=lambda entry: entry[1]):
-        each = size / max(sheet.shapes.num_elements, 1)
-        yield storage, human_bytes(size), f"{each:.3f} bytes each"
+    for name, size in sorted(sizes.items(), key=lambda entry: entry[1]):
+        each = size / max(shapes.num_elements, 1)
+        yield name, human_bytes(size), f"{each:.3f} bytes each"
 
 
 def company_rows(sheet: Sheet) -> Iterator[tuple[str, str]]:
@@ -135,12 +182,7 @@ def sheet_as_dict(sheet: Sheet) -> dict[str, Any]:
         "paper": sheet.paper,
         "slots": sheet.slots,
         "recommended": RECOMMENDED.get(sheet.entry.name, {}),
-        "state": {
-            "model": sheet.shapes.about,
-            "tensors": sheet.shapes.num_tensors,
-            "numbers": sheet.shapes.num_elements,
-            "bytes": dict(sheet.state),
-        },
+        "state": state_as_dict(sheet.shapes, sheet.state),
         "features": [
             {"kind": feature.kind, "name": feature.name, "refused": feature.refused}
             for feature in sheet.features
@@ -148,11 +190,25 @@ def sheet_as_dict(sheet: Sheet) -> dict[str, Any]:
     }
 
 
+def state_as_dict(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Bytes of state, with the model they are for."""
+    return {
+        "model": shapes.about,
+        "tensors": shapes.num_tensors,
+        "numbers": shapes.num_elements,
+        "bytes": dict(sizes),
+    }
+
+
 def part_as_dict(part: Entry) -> dict[str, object]:
-    """The entry's fields."""
+    """The entry's fields; defaults are what a recipe would give, and some options have none."""
+    from acmsao_cli.cli.optimizer_sheet import defaults_of
+
+    defaults = defaults_of(part)
     return {
         "kind": part.kind,
         "name": part.name,
         "summary": part.summary,
-        "options": dict(part.options),
+        "options": defaults,
+        "required": [option for option in part.options if option not in defaults],
     }

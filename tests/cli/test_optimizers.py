@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from command_line import Acmsao
 
-from acmsao_cli.cli.optimizer_sheet import option_rows, shapes_of, sheet
+from acmsao_cli.cli.optimizer_sheet import defaults_of, option_rows, shapes_of, sheet
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.optim import accounting, build_pipeline, catalog
 from acmsao_cli.optim.features import features
@@ -46,6 +47,56 @@ def test_a_sheet_for_programs_has_bytes_and_company(acmsao: Acmsao) -> None:
     assert set(entry["recommended"]) == {"lora", "full"}
 
 
+def shown(acmsao: Acmsao, *arguments: str) -> dict[str, Any]:
+    """The first part that is shown to a program."""
+    found: list[dict[str, Any]] = json.loads(acmsao("optimizers", "show", *arguments, "--json").out)
+    return found[0]
+
+
+def test_defaults_for_programs_are_values_that_a_recipe_takes(acmsao: Acmsao) -> None:
+    prodigy = shown(acmsao, "prodigy")["options"]
+    assert prodigy["beta3"] is None
+    assert prodigy["growth_rate"] == ".inf"
+    assert prodigy["safeguard_warmup"] is False
+    assert prodigy["inner"] == {"name": "adamw", "correction": "none"}
+    adamw = shown(acmsao, "adamw")["options"]
+    assert (adamw["betas"], adamw["momentum"], adamw["ratio"]) == ([0.9, 0.999], "ema", "divide")
+    milestones = shown(acmsao, "milestones")
+    assert (milestones["options"], milestones["required"]) == ({}, ["steps", "values"])
+
+
+@pytest.mark.parametrize("entry", RULES, ids=[part.name for part in RULES])
+def test_told_defaults_compose_the_same_rule(entry: catalog.Entry) -> None:
+    told = {
+        key: math.inf if value == ".inf" else value for key, value in defaults_of(entry).items()
+    }
+    assert build_pipeline(entry.name, **told).rule == build_pipeline(entry.name).rule
+
+
+def test_a_storage_is_shown_with_its_bytes_for_a_model(acmsao: Acmsao) -> None:
+    out = acmsao("optimizers", "show", "bf16").out
+    assert "2,567,463,684 numbers in 1,680 tensors" in " ".join(out.split())
+    assert "adamw" in out
+    tiny = shown(acmsao, "bf16", "--model", "tiny-llm")["state"]
+    assert tiny["bytes"]["adamw"] == 2 * tiny["bytes"]["lion"] == 4 * tiny["numbers"]
+
+
+def test_a_part_is_shown_with_the_rules_that_take_it(acmsao: Acmsao) -> None:
+    taking = shown(acmsao, "heavy_ball")["rules"]
+    assert "sgd" in taking
+    assert "prodigy" not in taking
+    words = " ".join(acmsao("optimizers", "show", "heavy_ball").out.split())
+    assert f"goes with {', '.join(taking)}" in words
+
+
+def test_a_model_is_counted_or_refused(acmsao: Acmsao) -> None:
+    assert "drop it" in acmsao("optimizers", "show", "rms_clip", "--model", "sdxl").err
+    outcome = acmsao("optimizers", "show", "adamw", "--model", "nosuch")
+    assert outcome.code == 2
+    for name in ("sdxl", "tiny-sdxl", "tiny-llm", "quickstart-llm"):
+        assert name in outcome.err
+
+
 def test_a_part_that_is_no_rule_is_described(acmsao: Acmsao) -> None:
     out = acmsao("optimizers", "show", "rms_clip").out
     assert out.startswith("rms_clip (gradient edit)\n")
@@ -59,7 +110,9 @@ def test_a_name_that_is_not_ours_leads_to_one_that_is(acmsao: Acmsao) -> None:
     outcome = acmsao("optimizers", "show", "adamv")
     assert outcome.code == 2
     assert "did you mean `adamw`?" in outcome.err
-    assert "acmsao optimizers show lion" in acmsao("optimizers", "show", "Lion_Adv").err
+    said = " ".join(acmsao("optimizers", "show", "Lion_Adv").err.split())
+    assert "acmsao optimizers show lion" in said
+    assert "{name: lion, betas: [0.9, 0.99], lr: 0.0001" in said
 
 
 def test_bytes_are_those_of_the_allocator() -> None:
@@ -75,7 +128,7 @@ def test_bytes_are_counted_for_models_shipped_inside_and_for_recipes() -> None:
     whole, adapters = shapes_of("tiny-llm"), shapes_of("quickstart-llm")
     assert (whole.num_elements, whole.num_tensors) == (2_065_760, 56)
     assert 0 < adapters.num_elements < whole.num_elements
-    with pytest.raises(ConfigError, match="unknown recipe `nothing`"):
+    with pytest.raises(ConfigError, match="neither a model nor a recipe: `nothing`"):
         shapes_of("nothing")
 
 
