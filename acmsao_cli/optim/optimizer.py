@@ -202,7 +202,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
             rows=batch.rows,
             cols=batch.cols,
             shared=self._shared_on(batch.device, batch.layer),
-            contribute=lambda name, value: contributions[name].put(numbers, value),
+            contribute=lambda name, value: contributions[name].add(numbers, value),
             maximize=group["maximize"],
         )
 

@@ -25,6 +25,11 @@ class Totals:
         """Set the values of the parameters with these numbers, int64 on their device."""
         self._numbers[numbers.device].index_copy_(0, numbers, values.flatten())
 
+    def add(self, numbers: Tensor, entries: Tensor) -> None:
+        """Add the sums of (batch, rows, cols) entries; what is not finite counts as nothing."""
+        sums = entries.sum((1, 2)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self._numbers[numbers.device].index_add_(0, numbers, sums)
+
     def sum(self) -> Tensor:
         """Return the sum over all parameters, 0-d."""
         return self._together([numbers.sum() for numbers in self._numbers.values()]).sum()

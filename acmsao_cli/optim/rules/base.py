@@ -50,7 +50,7 @@ class Context:
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # common to all parameters; 0-d
     grad_scale: Scalar = 1.0  # gradients come this many times larger than they are: so eps does too
     sum: Sum = sum_here
-    contribute: Callable[[str, Tensor], None] = _forget  # (name, (batch, 1, 1)), see Rule.finish
+    contribute: Callable[[str, Tensor], None] = _forget  # (name, entries), see Rule.finish
     maximize: bool = False  # the gradient's sign is turned before everything else
 
     def total(self, x: Tensor) -> Tensor:
@@ -107,7 +107,11 @@ class Rule(Protocol):
 
     @property
     def contributions(self) -> tuple[str, ...]:
-        """Names of the numbers that each parameter gives to `finish` by `ctx.contribute`."""
+        """Names of the numbers that each parameter gives to `finish` by `ctx.contribute`.
+
+        Each is the sum of all entries (batch, rows, cols) that are given under the name, block by
+        block where the parameter is stepped so; one that is not finite counts as nothing.
+        """
         return ()
 
     def shared(self) -> dict[str, float]:

@@ -87,11 +87,11 @@ class DAdaptation(LearningRateFree):
         gradients = cells["gradient_sum"].read()
         inner: Any = self.inner
         measured = gradients / inner.root_before(cells, ctx).add_(eps)
-        ctx.contribute("numerator", finite(ctx.dot(grad, measured) * weight))
+        ctx.contribute("numerator", measured.mul_(grad).mul_(weight))
         added = finite(grad * (weight * (1 - self.decay)))
         gradients = gradients.mul_(self.decay).add_(added)
         cells["gradient_sum"].write(gradients)
-        ctx.contribute("denominator", ctx.total(gradients.abs()))
+        ctx.contribute("denominator", gradients.abs())
 
     def _weighted_inner(self) -> Rule:
         inner: Any = self.inner

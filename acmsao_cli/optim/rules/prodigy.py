@@ -77,9 +77,9 @@ class Prodigy(LearningRateFree):
             cells["start"].write(weights)
         d = ctx.shared["d"]
         weight = d / self.d0 * d
-        way = ctx.dot(grad, cells["start"].read() - weights)
-        ctx.contribute("numerator", finite(way * (weight * ctx.lr)))
+        way = (cells["start"].read() - weights).mul_(grad)
+        ctx.contribute("numerator", way.mul_(weight * ctx.lr))
         added = grad * (weight if self.safeguard_warmup else weight * ctx.lr)
         gradients = cells["gradient_sum"].read().mul_(self.decay).add_(finite(added))
         cells["gradient_sum"].write(gradients)
-        ctx.contribute("denominator", ctx.total(gradients.abs()))
+        ctx.contribute("denominator", gradients.abs())
