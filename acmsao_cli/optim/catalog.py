@@ -140,15 +140,20 @@ def _options(owner: str, part: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             raise OptimizerError(
                 f"{owner} has no option `{option}`", hint=suggestion(option, list(defaults))
             )
-    built = {option: _value(option, value) for option, value in given.items()}
+    built = {option: _value(option, value, defaults[option]) for option, value in given.items()}
     if built:
         texts = {option: _default_text(value) for option, value in defaults.items()}
         typed.check(owner, get_type_hints(part), built, texts)
     return built
 
 
-def _value(option: str, value: Any) -> Any:
-    """Build what a socket takes; any other mapping is a schedule that the option follows."""
+def _value(option: str, value: Any, default: Any) -> Any:
+    """Build what a socket takes; any other mapping is a schedule that the option follows.
+
+    The name alone of a socket's default is that default, with the options it has there.
+    """
+    if option in _SOCKETS and isinstance(value, str) and value == part_name(default):
+        return default
     if option not in _SOCKETS and isinstance(value, Mapping):
         return build_part(schedules, value)
     if option in _SOCKETS and not callable(value) and not dataclasses.is_dataclass(value):

@@ -74,3 +74,11 @@ def test_every_part_says_what_it_is():
     assert all(entry.summary.endswith(".") for entry in entries)
     adamw = next(entry for entry in entries if entry.name == "adamw")
     assert adamw.options["betas"] == "(0.9, 0.999)"
+
+
+def test_the_name_of_a_default_is_the_default():
+    """Prodigy's AdamW is uncorrected, whether it is named or not."""
+    assert build_pipeline("prodigy", inner="adamw") == build_pipeline("prodigy")
+    assert build_pipeline("prodigy", inner={"name": "adamw", "correction": "momentum"}) != (
+        build_pipeline("prodigy")
+    )
