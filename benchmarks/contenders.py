@@ -62,7 +62,11 @@ BASELINE = "adamw"
 SLOW = {"name": "ademamix", "slow_beta": 0.99, "alpha": 2.0}
 SUM = {"name": "accumulator", "alpha": 100.0}
 GROWING = {"name": "geometric", "start": 1e-8, "stop": 1e-3, "steps": 150}
-UNDER_PRODIGY = {"name": "adamw", "momentum": "accumulator", "correction": "none"}
+UNDER_PRODIGY = {
+    "name": "adamw",
+    "momentum": {"name": "accumulator", "alpha": 10.0},
+    "correction": "none",
+}
 MUON = {"name": "muon", "scale": "match_rms_adamw"}
 
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acmsao_cli import builtin
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 SDXL = "sdxl"
 WHOLE = {"tiny-sdxl": "sdxl-full", "tiny-llm": "llm-full"}  # by model shipped inside
-UNET_SHAPES = builtin.FOLDER / "sdxl_unet_shapes.json"
+UNET_SHAPES = Path(__file__).with_name("sdxl_unet_shapes.json")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 PAGE = re.compile(r"\b\w+\.github\.io\b")
 PART_WITH_OPTIONS = re.compile(r"\b([a-z]\w*)\(.*\)", re.DOTALL)
