@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -78,11 +79,11 @@ class LearningRateFree(Rule):
         self.inner.finish(shared, totals)
         self.estimate(shared, totals["numerator"], totals["denominator"])
 
+    @abstractmethod
     def estimate(
         self, shared: Mapping[str, Tensor], numerator: Tensor, denominator: Tensor
     ) -> None:
         """Change d in place; the denominator is 0 as long as all gradients were."""
-        raise NotImplementedError
 
     def rejects(self, pipeline: Pipeline) -> str | None:
         """Refuse what the inner rule refuses."""
