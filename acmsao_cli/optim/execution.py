@@ -321,7 +321,9 @@ def count_sums(pipeline: Pipeline, ctx: Context, axis: int, like: Tensor) -> int
     weights = torch.zeros(shape, dtype=like.dtype, device=like.device)
     state = pipeline.allocate(*shape, like.device)
     noise = Noise(torch.zeros((1, 1, 1), dtype=torch.int32, device=like.device), 0)
-    ctx = replace(ctx, weights=weights, sum=count_and_sum, contribute=_contribute_nothing)
+    ctx = replace(
+        ctx, weights=weights, sum=count_and_sum, contribute=_contribute_nothing, noise=noise
+    )
     pipeline.direct(weights, weights, pipeline.open(state, noise), ctx)
     return count
 

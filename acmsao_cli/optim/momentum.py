@@ -42,6 +42,15 @@ class Momentum(Protocol):
         """What decides, beside the slots' names, what is remembered; "" for nothing."""
         return ""
 
+    @property
+    def guarded(self) -> bool:
+        """Whether its rule has to be, see `Rule.guarded`."""
+        return False
+
+    def rate(self, ctx: Context) -> Scalar:
+        """What the learning rate is multiplied by at this step."""
+        return 1.0
+
     def past(self, cells: Cells, ctx: Context) -> Tensor:
         """Return the history before this gradient, uncorrected; read only."""
 
@@ -70,7 +79,7 @@ class Ema(Momentum):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m / correction, which is what is stored: an average that is always corrected."""
-        return _average(grad, cells, "momentum", decay_of_corrected(beta, correction))
+        return average(grad, cells, ctx, "momentum", decay_of_corrected(beta, correction))
 
 
 @momentum("nesterov")
@@ -82,8 +91,8 @@ class Nesterov(Ema):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Look ahead by one gradient."""
-        average = _average(grad, cells, "momentum", decay_of_corrected(beta, correction))
-        return plus(average * beta, grad, (1 - beta) / correction)
+        last = super().advance(grad, cells, ctx, beta, correction)
+        return plus(last * beta, grad, (1 - beta) / correction)
 
 
 @momentum("heavy_ball")
@@ -120,7 +129,7 @@ class HeavyBall(Momentum):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m, or g + b m."""
-        total = _accumulate(grad, cells, beta, 1 - self.dampening * (ctx.step > 1))
+        total = _accumulate(grad, cells, ctx, beta, 1 - self.dampening * (ctx.step > 1))
         return torch.add(grad, total, alpha=beta) if self.nesterov else total
 
 
@@ -162,7 +171,7 @@ class Accumulator(Momentum):
     ) -> Tensor:
         """Return m + alpha g, divided by the weight of m if that is wanted."""
         rate = decay_between(self.start_beta, beta, progress(ctx.step, self.warmup))
-        total = plus(_accumulate(grad, cells, rate), grad, value_at(self.alpha, ctx.step))
+        total = plus(_accumulate(grad, cells, ctx, rate), grad, value_at(self.alpha, ctx.step))
         if not self.corrected:
             return total
         weight = cells["weight"].read() * rate + 1
@@ -208,7 +217,7 @@ class AdEMAMix(Momentum):
         share = progress(ctx.step, self.warmup)
         slow_beta = decay_between(beta, value_at(self.slow_beta, ctx.step), share)
         fast = at_decay(Ema(), beta).advance(grad, cells, ctx, beta, correction)
-        slow = _average(grad, cells, "slow_momentum", slow_beta)
+        slow = average(grad, cells, ctx, "slow_momentum", slow_beta)
         return plus(fast, slow, self._alpha(ctx))
 
     def _alpha(self, ctx: Context) -> Scalar:
@@ -282,16 +291,19 @@ def plus_product(x: Tensor, a: Tensor, b: Tensor, times: Scalar) -> Tensor:
     return x.addcmul_(a, b, value=times)
 
 
-def _average(grad: Tensor, cells: Cells, slot: str, beta: Scalar) -> Tensor:
-    share = 1 - beta
+def average(grad: Tensor, cells: Cells, ctx: Context, slot: str, beta: Scalar) -> Tensor:
+    """Let the average in a slot take in a gradient, m <- b m + (1 - b) g; read only."""
+    share = ctx.taken(1 - beta)
     weight = share.to(grad) if isinstance(share, Tensor) else share
-    average = cells[slot].read().lerp_(grad, weight)
-    cells[slot].write(average)
-    return average
+    averaged = cells[slot].read().lerp_(grad, weight)
+    cells[slot].write(averaged)
+    return averaged
 
 
-def _accumulate(grad: Tensor, cells: Cells, beta: Scalar, share: Scalar = 1.0) -> Tensor:
-    total = cells["momentum"].read().mul_(beta)
+def _accumulate(
+    grad: Tensor, cells: Cells, ctx: Context, beta: Scalar, share: Scalar = 1.0
+) -> Tensor:
+    total = cells["momentum"].read().mul_(ctx.kept(beta))
     if isinstance(share, Tensor):
         total.addcmul_(grad, share.to(grad))
     else:

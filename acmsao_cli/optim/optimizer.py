@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, cast, overload
 
 import torch
@@ -27,7 +27,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.complex64)
 _OURS: Final = (  # what torch's optimizer does not have
     *("pipelines", "seed", "global_step", "use_kernels", "_layers", "_stacking", "members"),
     *("_member_of", "_batches", "_place", "_states", "steps", "_stepped", "_norms"),
-    *("_contributions", "_gradient_norm", "shared", "_kernels"),
+    *("_contributions", "_gradient_norm", "shared", "_kernels", "total_steps"),
 )
 
 
@@ -51,6 +51,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
     for none. State appears at a parameter's first step, or by `allocate`. `self.state[p]` holds
     views of it: copy into them, never replace them. Each parameter counts its own steps, so one
     without a gradient is left alone. With `use_kernels` hand-written twins step what they can.
+    `total_steps` is the run's length, for what depends on how much of it is done.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class ComposedOptimizer(torch.optim.Optimizer):
         stacking: Stacking | None = None,
         layers: Sequence[LayerRule] = (),
         use_kernels: bool = False,
+        total_steps: int | None = None,
     ) -> None:
+        self.total_steps = total_steps
         self.pipelines = (pipeline, *(rule.pipeline for rule in layers))  # by layer
         self.seed, self.global_step, self.use_kernels = seed, 0, use_kernels
         self._layers, self._stacking = tuple(layers), stacking or Stacking()
@@ -183,8 +186,8 @@ class ComposedOptimizer(torch.optim.Optimizer):
     ) -> None:
         values = [member.values for member in members]
         grads = [member.gradient for member in members]
-        ctx = self._context(batch, values[0], numbers, step)
         noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
+        ctx = replace(self._context(batch, values[0], numbers, step), noise=noise)
         kernel = self._kernel(batch.layer, values[0]) if self.use_kernels else None
         if kernel is None:
             kernel = kernels.Composed(self.pipelines[batch.layer], self._stacking.block)
@@ -204,6 +207,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
             shared=self._shared_on(batch.device, batch.layer),
             contribute=lambda name, value: contributions[name].add(numbers, value),
             maximize=group["maximize"],
+            total_steps=self.total_steps,
         )
 
     def _kernel(self, layer: int, weights: Tensor) -> kernels.Kernel | None:

@@ -91,6 +91,8 @@ class Pipeline:
             grad = edit(grad, ctx)
         if ctx.weight_decay:
             grad = self.write.decay.gradient(grad, ctx)
+        if self.rule.guarded:
+            grad, ctx = guard(grad, ctx)
         update = self.rule.update(grad, cells, ctx)
         for change in self.direction:
             update = change(update, grad, ctx)
@@ -123,3 +125,15 @@ class Pipeline:
     def __str__(self) -> str:
         """Return the signature."""
         return self.signature()
+
+
+def guard(grad: Tensor, ctx: Context) -> tuple[Tensor, Context]:
+    """Give zeros, and the rate 0, for each parameter whose gradient is not finite.
+
+    Neither is one whose squares fp32 cannot add up: a second moment could not hold them.
+    """
+    norm = ctx.norm(grad)
+    finite = norm.isfinite()
+    safe = (grad * finite).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # faster than a mask
+    lr = torch.where(finite, ctx.lr, 0.0)
+    return safe, replace(ctx, lr=lr, gradient_norm=norm, finite=finite)

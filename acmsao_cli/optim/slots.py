@@ -36,7 +36,9 @@ class Slot:
     `gradient_like`: its numbers are of the size of gradients, so they may be counted in units of a
     root mean square of gradients. `unit` names the slot whose square root is that unit. A LEFT or
     RIGHT side longer than `limit` is not kept: (1, 1). `stride` > 1 keeps every n-th column of
-    a matrix; of a vector everything.
+    a matrix; of a vector everything. What is `summed` is written as the sum of the entries at hand
+    and read as that of the whole parameter, at the next step. A `host` slot lives in host memory
+    whatever the storage; it is asked for only at steps that `visits` divides.
     """
 
     name: str
@@ -47,6 +49,9 @@ class Slot:
     unit: str | None = None
     limit: int | None = None
     stride: int = 1
+    summed: bool = False
+    host: bool = False
+    visits: int = 1
 
     @property
     def cells(self) -> tuple[str, ...]:

@@ -103,7 +103,9 @@ class AdamW(Rule):
         _, beta = self.betas
         weight = self._weight(beta, ctx.step)
         decay = decay_of_corrected(beta, weight)
-        square = plus_product(cells["mean_square"].read().mul_(decay), grad, grad, 1 - decay)
+        square = plus_product(
+            cells["mean_square"].read().mul_(ctx.kept(decay)), grad, grad, 1 - decay
+        )
         cells["mean_square"].write(square)
         if self.amsgrad:
             largest = torch.maximum(square * weight, cells["max_mean_square"].read())

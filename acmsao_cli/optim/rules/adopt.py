@@ -72,7 +72,7 @@ class Adopt(Rule):
             return grad.abs()
         square = cells["mean_square"].read()
         root = square.sqrt()
-        cells["mean_square"].write(square.mul_(beta).addcmul_(grad, grad, value=1 - beta))
+        cells["mean_square"].write(square.mul_(ctx.kept(beta)).addcmul_(grad, grad, value=1 - beta))
         return root
 
     def _clipped(self, normal: Tensor, step: Scalar) -> Tensor:

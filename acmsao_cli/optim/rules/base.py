@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.registry import Registry
 from acmsao_cli.optim.schedules import Scalar
 from acmsao_cli.optim.slots import Slot
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 Cells: TypeAlias = Mapping[str, Cell]
 # Sums over these axes of (batch, rows, cols), which stay with length 1.
 Sum: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
+_DRAWS: Final = 1 << 20  # the first noise stream that is no cell's
 
 
 def sum_here(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -52,6 +56,11 @@ class Context:
     sum: Sum = sum_here
     contribute: Callable[[str, Tensor], None] = _forget  # (name, entries), see Rule.finish
     maximize: bool = False  # the gradient's sign is turned before everything else
+    total_steps: int | None = None  # the run's length, where it is known
+    noise: Noise | None = None  # of the whole parameter, see `uniform`
+    # Where the rule is `guarded`, of the gradient; one that is not finite is given as zeros.
+    gradient_norm: Tensor | None = None  # (batch, 1, 1)
+    finite: Tensor | None = None  # bool (batch, 1, 1)
 
     def total(self, x: Tensor) -> Tensor:
         """Sum of each parameter's entries, (batch, 1, 1)."""
@@ -80,7 +89,27 @@ class Context:
 
     def norm(self, x: Tensor) -> Tensor:
         """Euclidean norm of each parameter, (batch, 1, 1)."""
-        return self.dot(x, x).sqrt_()
+        here = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        return self.sum(here.square_(), (1, 2)).sqrt_()
+
+    def part(self, x: Tensor) -> Tensor:
+        """Sum of the entries at hand, (batch, 1, 1): what is written to a `summed` slot."""
+        return x.sum((1, 2), keepdim=True)
+
+    def kept(self, decay: Scalar) -> Scalar:
+        """A decay rate, 1 where the gradient is not finite: what is averaged stays as it is."""
+        return decay if self.finite is None else torch.where(self.finite, decay, 1.0)
+
+    def taken(self, share: Scalar) -> Scalar:
+        """The share of something new in an average, 0 where the gradient is not finite."""
+        return share if self.finite is None else torch.where(self.finite, share, 0.0)
+
+    def uniform(self, index: int) -> Tensor:
+        """Numbers in (0, 1), fp32 (batch, 1, 1): a function of seed, step, parameter and index."""
+        assert self.noise is not None, "the step that asks has noise"
+        stream = self.noise.stream(_DRAWS + index)
+        halves = stream.halves(torch.Size((len(stream.numbers), 1, 1)))
+        return halves.float().add_(0x8000 + 0.5).div_(1 << 16)
 
 
 class Rule(Protocol):
@@ -97,8 +126,18 @@ class Rule(Protocol):
         """
 
     def rate(self, ctx: Context) -> Scalar:
-        """What the learning rate is multiplied by, for update and decay."""
-        return 1.0
+        """What the learning rate is multiplied by, for update and decay: a momentum may say."""
+        momentum = getattr(self, "momentum", None)
+        return 1.0 if momentum is None else momentum.rate(ctx)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a gradient that is not finite must leave weights and averages as they are.
+
+        What takes part in this averages by `ctx.kept` and `ctx.taken`.
+        """
+        momentum = getattr(self, "momentum", None)
+        return momentum is not None and momentum.guarded
 
     @property
     def whole(self) -> bool:

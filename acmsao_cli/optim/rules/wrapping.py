@@ -62,6 +62,11 @@ class LearningRateFree(Rule):
         return self.inner.whole
 
     @property
+    def guarded(self) -> bool:
+        """As the inner rule."""
+        return self.inner.guarded
+
+    @property
     def contributions(self) -> tuple[str, ...]:
         """The inner rule's, and the parts of the fraction that estimates d."""
         return (*self.inner.contributions, "numerator", "denominator")

@@ -106,6 +106,15 @@ class Full(Codec):
 
 
 @dataclass(frozen=True)
+class Summed(Full):
+    """One number to which every block adds its own."""
+
+    def join(self, pieces: Pieces, blocks: Sequence[Pieces]) -> None:
+        """Add the blocks' numbers up."""
+        pieces["value"].copy_(torch.stack([block["value"] for block in blocks]).sum(0))
+
+
+@dataclass(frozen=True)
 class Words(Codec):
     """Whole numbers from -32768 to 32767 in two bytes each."""
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.registry import Registry, suggestion
 from acmsao_cli.optim.slots import Extent, Role, Slot
-from acmsao_cli.optim.storage.codec import Codec, Full, Words
+from acmsao_cli.optim.storage.codec import Codec, Full, Summed, Words
 from acmsao_cli.optim.storage.offloaded import Offloaded
 
 DEFAULT = "default"
@@ -41,11 +41,14 @@ class ByRole:
     def codec(self, slot: Slot) -> Codec:
         """Return the codec of the slot's role; what is exact or small is fp32 everywhere."""
         kept = self._kept(slot)
-        return Offloaded(kept) if self.offloaded and slot.role is not Role.SCALAR else kept
+        away = slot.host or (self.offloaded and slot.role is not Role.SCALAR)
+        return Offloaded(kept) if away else kept
 
     def _kept(self, slot: Slot) -> Codec:
         if slot.role is Role.WORD:
             return Words()
+        if slot.summed:
+            return Summed()
         if slot.extent is not Extent.FULL:
             return Full()
         if slot.role is Role.SIGNED:
