@@ -77,10 +77,10 @@ def at(phases: Phases, place: Scalar, of: Of) -> Scalar:
     """The number of the phase at this position; a boundary belongs to the phase that is nearer to
     the middle of the way.
     """
-    value: Scalar = getattr(phases[-1], of)
-    for phase in reversed(phases[:-1]):
+    numbers: list[float] = [getattr(phase, of) for phase in phases]
+    value: Scalar = numbers[-1]
+    for phase, other in reversed(list(zip(phases[:-1], numbers, strict=False))):
         here = place < phase.until if phase.until <= 0.5 else place <= phase.until
-        other = getattr(phase, of)
         if isinstance(here, Tensor):
             value = torch.where(here, other, value)
         elif here:

@@ -34,6 +34,8 @@ SUMMING = frozenset(
         "adafactor",
         *MATRIX_RULES,
         *WRAPPERS,
+        "acmsao",
+        "multi_scale",
         *gradient_edit.parts,
         *direction_edit.parts,
     }

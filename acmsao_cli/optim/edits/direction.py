@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from acmsao_cli.optim.agreement import agreement, keep
 from acmsao_cli.optim.edits.base import direction_edit
 from acmsao_cli.optim.rms import check_limit, clip_rms
 from acmsao_cli.optim.rules.base import Context
@@ -14,9 +15,8 @@ from acmsao_cli.optim.rules.base import Context
 @direction_edit("cautious")
 def cautious(update: Tensor, grad: Tensor, ctx: Context) -> Tensor:
     """Drop entries that disagree with the gradient; keep the mean size (arXiv:2411.16085)."""
-    agree = (update * grad).sign_().clamp_(min=0)  # a comparison would cost three times as much
-    share = ctx.mean(agree).clamp_(min=1e-3)
-    return agree.mul_(update).div_(share)
+    agree = agreement(update, grad)
+    return keep(update, agree, ctx.mean(agree))
 
 
 @direction_edit("grams")

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.registry import part_name
-from acmsao_cli.optim.rules.adam import AdamW
-from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
+from acmsao_cli.optim.rules.base import Cells, Context, rule
+from acmsao_cli.optim.rules.wrapping import Wrapper
 from acmsao_cli.optim.schedules import Course, Scalar, check_not_negative, value_at
 from acmsao_cli.optim.slots import Slot
-
-if TYPE_CHECKING:
-    from acmsao_cli.optim.pipeline import Pipeline
 
 
 @rule("warm_start")
 @dataclass(frozen=True)
-class WarmStart(Rule):
+class WarmStart(Wrapper):
     """Steps of plain gradient descent, in which the inner rule's state fills; then the inner rule.
 
     u = scale g for the first `steps` steps. An adaptive rule's first steps rest on the second
     moment of very few gradients; the alternative to correcting them is not to take them.
     """
 
-    inner: Rule = field(default_factory=AdamW)
     steps: int = 100
     scale: Course = 1.0
 
@@ -44,29 +37,6 @@ class WarmStart(Rule):
     def slots(self) -> tuple[Slot, ...]:
         """The inner rule's."""
         return self.inner.slots
-
-    @property
-    def whole(self) -> bool:
-        """As the inner rule."""
-        return self.inner.whole
-
-    @property
-    def contributions(self) -> tuple[str, ...]:
-        """The inner rule's."""
-        return self.inner.contributions
-
-    def shared(self) -> dict[str, float]:
-        """The inner rule's."""
-        return self.inner.shared()
-
-    def finish(self, shared: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> None:
-        """Let the inner rule finish."""
-        self.inner.finish(shared, totals)
-
-    def rejects(self, pipeline: Pipeline) -> str | None:
-        """Refuse what the inner rule refuses."""
-        reason = self.inner.rejects(pipeline)
-        return None if reason is None else f"around {part_name(self.inner)}, which {reason}"
 
     def rate(self, ctx: Context) -> Scalar:
         """Return the inner rule's rate once its updates are taken."""

@@ -22,7 +22,51 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LearningRateFree(Rule):
+class Wrapper(Rule):
+    """A rule around another: what it does not say itself is as the inner rule says."""
+
+    inner: Rule = field(default_factory=AdamW)
+
+    @property
+    def wrapped(self) -> Rule:
+        """The inner rule as it is stepped."""
+        return self.inner
+
+    @property
+    def whole(self) -> bool:
+        """As the inner rule."""
+        return self.wrapped.whole
+
+    @property
+    def guarded(self) -> bool:
+        """As the inner rule."""
+        return self.wrapped.guarded
+
+    @property
+    def contributions(self) -> tuple[str, ...]:
+        """The inner rule's."""
+        return self.wrapped.contributions
+
+    def shared(self) -> dict[str, float]:
+        """The inner rule's numbers."""
+        return self.wrapped.shared()
+
+    def rate(self, ctx: Context) -> Scalar:
+        """As the inner rule."""
+        return self.wrapped.rate(ctx)
+
+    def finish(self, shared: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> None:
+        """Let the inner rule finish."""
+        self.wrapped.finish(shared, totals)
+
+    def rejects(self, pipeline: Pipeline) -> str | None:
+        """Refuse what the inner rule refuses."""
+        reason = self.wrapped.rejects(pipeline)
+        return None if reason is None else f"around {part_name(self.inner)}, which {reason}"
+
+
+@dataclass(frozen=True)
+class LearningRateFree(Wrapper):
     """A rule that multiplies its inner rule's learning rate by an estimate d of a distance.
 
     d is common to all parameters and constant within a step; what they contribute changes it for
@@ -57,16 +101,6 @@ class LearningRateFree(Rule):
         return math.sqrt(beta)
 
     @property
-    def whole(self) -> bool:
-        """As the inner rule."""
-        return self.inner.whole
-
-    @property
-    def guarded(self) -> bool:
-        """As the inner rule."""
-        return self.inner.guarded
-
-    @property
     def contributions(self) -> tuple[str, ...]:
         """The inner rule's, and the parts of the fraction that estimates d."""
         return (*self.inner.contributions, "numerator", "denominator")
@@ -89,11 +123,6 @@ class LearningRateFree(Rule):
         self, shared: Mapping[str, Tensor], numerator: Tensor, denominator: Tensor
     ) -> None:
         """Change d in place; the denominator is 0 as long as all gradients were."""
-
-    def rejects(self, pipeline: Pipeline) -> str | None:
-        """Refuse what the inner rule refuses."""
-        reason = self.inner.rejects(pipeline)
-        return None if reason is None else f"around {part_name(self.inner)}, which {reason}"
 
 
 def finite(x: Tensor) -> Tensor:

@@ -1,0 +1,19 @@
+"""Which elements of an update agree with the gradient."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import Tensor
+
+_LEAST: Final = 1e-3  # the kept share counts as at least so much
+
+
+def agreement(update: Tensor, grad: Tensor) -> Tensor:
+    """1 where both have one sign, else 0; fresh."""
+    return (update * grad).sign_().clamp_(min=0)  # a comparison would cost three times as much
+
+
+def keep(update: Tensor, agree: Tensor, share: Tensor) -> Tensor:
+    """The elements that agree, divided by their share so that the mean size stays; uses `agree`."""
+    return agree.mul_(update).div_(share.clamp(min=_LEAST))
