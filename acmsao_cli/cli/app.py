@@ -13,7 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from acmsao_cli import __version__
-from acmsao_cli.cli import data, models, optimizers, presets, recipes, schema, train, validate
+from acmsao_cli.cli import (
+    compare,
+    data,
+    models,
+    optimizers,
+    presets,
+    recipes,
+    schema,
+    train,
+    validate,
+)
 from acmsao_cli.cli.console import print_error
 from acmsao_cli.cli.fault import write_report
 from acmsao_cli.errors import AcmsaoError, ConfigError, OutputError
@@ -32,6 +42,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("data", data.app),
     ("models", models.app),
     ("optimizers", optimizers.app),
+    ("compare", compare.compare),
     ("schema", schema.schema),
 )
 
