@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.optim.registry import Registry
-from acmsao_cli.optim.rules.base import Context
+from acmsao_cli.optim.rules.base import Context, bias_correction
+from acmsao_cli.optim.schedules import check_decay
 
 
 class Decay(Protocol):
@@ -49,6 +50,26 @@ class Cautious(Decay):
         """Scale the weights whose update has their sign."""
         agree = weights * update >= 0
         weights.mul_(torch.where(agree, 1 - ctx.lr * ctx.weight_decay, 1.0))
+
+
+@decay("corrected")
+@dataclass(frozen=True)
+class Corrected(Decay):
+    """Decoupled, at the step size of a momentum that is not corrected: lr / (1 - beta^t) for lr.
+
+    As a term beside Adam's quotient, before the step size multiplies both: strong at first, ten
+    times at step 1 with beta 0.9.
+    """
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_decay("beta", self.beta, "the rule's first beta; typical: 0.9")
+
+    def shrink(self, weights: Tensor, update: Tensor, ctx: Context) -> None:
+        """Scale all weights."""
+        rate = ctx.lr / bias_correction(self.beta, ctx.step)
+        weights.mul_(1 - rate * ctx.weight_decay)
 
 
 @decay("l2")

@@ -1,0 +1,252 @@
+"""ACMSAO as its document has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim.banks import attention
+from acmsao_cli.optim.multi_scale import check_choice
+from acmsao_cli.optim.phases import Phases, as_phases, at, position, three_phases
+from acmsao_cli.optim.registry import part_name
+from acmsao_cli.optim.rules.base import Cells, Context, rule
+from acmsao_cli.optim.rules.wrapping import Wrapper
+from acmsao_cli.optim.schedules import check_not_negative, check_positive
+from acmsao_cli.optim.slots import Role, Slot
+
+Similarity: TypeAlias = Literal["dot", "cosine"]
+_DECAY: Final = 0.9  # of the mean and the variance of norms
+_BASE: Final = 4  # scale i is visited every 4^i steps
+_TINY: Final = 1e-30
+_STATISTICS: Final = (Slot("mean_norm", Role.SCALAR), Slot("norm_spread", Role.SCALAR))
+
+
+class Bank(NamedTuple):
+    """One scale's entries. All but `values` have them in front: (entries, batch, 1, 1)."""
+
+    values: list[Tensor]  # each (batch, rows, cols), zero where there is none yet
+    norms: Tensor
+    ages: Tensor  # in steps
+    present: Tensor  # bool
+
+
+@rule("acmsao_document")
+@dataclass(frozen=True)
+class AcmsaoDocument(Wrapper):
+    """The literal algorithm of ACMSAO's document, with what could not run repaired.
+
+    mu <- .9 mu + .1 n      var <- .9 var + .1 (n - mu)^2      n = |g|, s: the steps before this one
+    limit = mu + magnitude_threshold (sqrt(var) + 1e-8)        r_i = recency of the phase / (i + 1)
+    every 4^i steps bank i may take (g, n, s): while there is room if n > limit, then in the place
+    of the least n_k / (age_k + 1) if n r_i is more; or else with a chance of sparsity_factor r_i
+    w_ik = softmax_k(<g, h_k> / (1 + age_k / 4^i))             inner sees sum_i sum_k w_ik h_k
+
+    The rate is the inner rule's times the phase's factor; `decay: corrected` is the document's
+    decay. docs/acmsao-document.md lists the repairs; `acmsao` is the form to train with.
+    `similarity: cosine` and `temperature` tame the softmax of raw products.
+    """
+
+    cycle_period: int = 1000
+    num_scales: int = 3
+    history_size: int = 8
+    sparsity_factor: float = 0.1
+    magnitude_threshold: float = 0.5
+    ram_offload: tuple[bool, ...] | None = None
+    cycle: float = 0.1
+    phases: Phases | None = None
+    similarity: Similarity = "dot"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.phases is not None:
+            object.__setattr__(self, "phases", as_phases(self.phases))
+
+    @property
+    def guarded(self) -> bool:
+        """A number that is not finite would stay in a bank for good."""
+        return True
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The inner rule's, the banks, and the statistics of norms."""
+        own = (slot for index in range(self.num_scales) for slot in self._slots(index))
+        return (*self.inner.slots, *own, *_STATISTICS)
+
+    @property
+    def all_phases(self) -> Phases:
+        """The cycle's phases."""
+        return three_phases(self.cycle) if self.phases is None else self.phases
+
+    def rate(self, ctx: Context) -> float | Tensor:
+        """Return the inner rule's rate times the phase's factor, after this step."""
+        factor = at(self.all_phases, position(ctx.step, self.cycle_period), "factor")
+        return factor * super().rate(ctx)
+
+    def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        """Remember the gradient, and show the inner rule what it recalls."""
+        scaled = not (isinstance(ctx.grad_scale, float) and ctx.grad_scale == 1.0)
+        own = grad / ctx.grad_scale if scaled else grad
+        norm = ctx.gradient_norm
+        norm = ctx.norm(own) if norm is None or scaled else norm
+        limit = _limit(norm, self.magnitude_threshold, cells, ctx)
+        banks = [
+            self._visit(index, own, norm, limit, cells, ctx) for index in range(self.num_scales)
+        ]
+        recalled = self._recall(own, norm, banks, ctx)
+        if scaled:
+            recalled = recalled * ctx.grad_scale
+        return self.inner.update(recalled, cells, replace(ctx, gradient_norm=None))
+
+    # The banks
+
+    def _slots(self, index: int) -> tuple[Slot, Slot, Slot, Slot]:
+        """A scale's entries, their norms, the steps they are from, and how many there are."""
+        host = self.ram_offload is not None and self.ram_offload[index]
+        return (
+            Slot(f"history_{index}", depth=self.history_size, host=host),
+            Slot(f"norm_{index}", Role.SCALAR, depth=self.history_size),
+            Slot(f"taken_at_{index}", Role.SCALAR, depth=self.history_size),
+            Slot(f"count_{index}", Role.SCALAR),
+        )
+
+    def _visit(
+        self, index: int, grad: Tensor, norm: Tensor, limit: Tensor, cells: Cells, ctx: Context
+    ) -> Bank:
+        """Return a scale's bank, in which the gradient is if it was admitted."""
+        entries, norms, steps, count = self._slots(index)
+        now = ctx.step - 1
+        values = [cells[name].read() for name in entries.cells]
+        present = _numbers(self.history_size, norm) < cells[count.name].read()
+        bank = Bank(values, _stacked(norms, cells), now - _stacked(steps, cells), present)
+        due = now % _BASE**index == 0
+        if due is False:
+            return bank
+        place = self._place(index, norm, limit, bank, ctx) & due
+        place = place if ctx.finite is None else place & ctx.finite
+        bank = Bank(
+            values,
+            norms=torch.where(place, norm, bank.norms),
+            ages=torch.where(place, 0.0, bank.ages),
+            present=bank.present | place,
+        )
+        for name, value, here in zip(entries.cells, values, place.unbind(), strict=True):
+            cells[name].write(value.lerp_(grad, here.to(grad)))  # one or the other, to the bit
+        _write(norms, bank.norms, cells)
+        _write(steps, now - bank.ages, cells)
+        cells[count.name].write(bank.present.sum(0).to(norm))
+        return bank
+
+    def _place(self, index: int, norm: Tensor, limit: Tensor, bank: Bank, ctx: Context) -> Tensor:
+        """Where the gradient goes, bool (entries, batch, 1, 1): at most one of each parameter's."""
+        recency = at(self.all_phases, position(ctx.step - 1, self.cycle_period), "recency")
+        recency = recency / (index + 1)
+        importance = norm / limit
+        lucky = ctx.uniform(index) < self.sparsity_factor * recency
+        scores = bank.norms / limit / (bank.ages + 1)
+        full = bank.present.all(0)
+        wanted = torch.where(full, importance * recency > scores.amin(0), importance > 1)
+        target = torch.where(full, scores.argmin(0), bank.present.sum(0))
+        return (wanted | lucky) & (_numbers(self.history_size, norm) == target)
+
+    def _recall(self, grad: Tensor, norm: Tensor, banks: Sequence[Bank], ctx: Context) -> Tensor:
+        """Return the attended entries of all banks together; the gradient where all are empty."""
+        values = [value for bank in banks for value in bank.values]
+        dots = torch.stack(ctx.totals(*(ctx.part(grad * value) for value in values)))
+        weights = torch.cat(
+            [
+                self._weights(
+                    index, dots[index * self.history_size :][: self.history_size], norm, bank
+                )
+                for index, bank in enumerate(banks)
+            ]
+        )
+        empty = ~torch.cat([bank.present for bank in banks]).any(0, keepdim=True)
+        weights = torch.cat([weights, empty.to(weights)])
+        if ctx.finite is not None:
+            weights = weights * ctx.finite
+        recalled = torch.zeros_like(grad)
+        for value, weight in zip([*values, grad], weights.unbind(), strict=True):
+            recalled.addcmul_(value, weight)
+        return recalled
+
+    def _weights(self, index: int, dots: Tensor, norm: Tensor, bank: Bank) -> Tensor:
+        """Attention over a scale's entries."""
+        if self.similarity == "cosine":
+            dots = dots / (norm * bank.norms).clamp(min=_TINY)
+        scores = dots / (1 + bank.ages / _BASE**index) / self.temperature
+        return attention(scores.nan_to_num(), bank.present)
+
+
+def _limit(norm: Tensor, threshold: float, cells: Cells, ctx: Context) -> Tensor:
+    """Take a norm into mean and variance; return the limit that important ones exceed.
+
+    Of the variance its root is kept: squares of tiny norms are no fp32 numbers.
+    """
+    before, spread = cells["mean_norm"].read(), cells["norm_spread"].read()
+    mean = _DECAY * before + (1 - _DECAY) * norm
+    both = torch.hypot(_DECAY**0.5 * spread, (1 - _DECAY) ** 0.5 * (norm - mean))
+    if ctx.finite is not None:
+        mean, both = (torch.where(ctx.finite, mean, before), torch.where(ctx.finite, both, spread))
+    cells["mean_norm"].write(mean)
+    cells["norm_spread"].write(both)
+    return (mean + threshold * (both + 1e-8)).clamp(min=_TINY)
+
+
+def _stacked(slot: Slot, cells: Cells) -> Tensor:
+    return torch.stack([cells[name].read() for name in slot.cells])
+
+
+def _write(slot: Slot, stacked: Tensor, cells: Cells) -> None:
+    for name, number in zip(slot.cells, stacked.unbind(), strict=True):
+        cells[name].write(number)
+
+
+def _numbers(count: int, like: Tensor) -> Tensor:
+    """0, 1, ... in front: (count, 1, 1, 1)."""
+    return torch.arange(count, device=like.device).view(-1, 1, 1, 1)
+
+
+def _check(given: AcmsaoDocument) -> None:
+    if isinstance(given.inner, Wrapper):
+        name = part_name(given.inner)
+        raise OptimizerError(
+            f"acmsao_document cannot be put around {name}",
+            hint=f"the other way round: {{name: {name}, inner: acmsao_document}}",
+        )
+    if given.inner.guarded:
+        raise OptimizerError(
+            f"acmsao_document around {part_name(given.inner)} would remember twice: its momentum "
+            "has banks of its own",
+            hint="give the inner rule another momentum, or use it alone",
+        )
+    for option, value in (
+        ("cycle_period", given.cycle_period),
+        ("num_scales", given.num_scales),
+        ("history_size", given.history_size),
+        ("temperature", given.temperature),
+    ):
+        usual = getattr(AcmsaoDocument, option)
+        check_positive(option, value, f"typical: {usual}")
+    check_not_negative("magnitude_threshold", given.magnitude_threshold, "typical: 0.5")
+    if not 0 <= given.sparsity_factor <= 1:
+        raise OptimizerError(
+            f"sparsity_factor must lie in [0, 1], not {given.sparsity_factor}",
+            hint="the chance of what is not important; typical: 0.1",
+        )
+    if given.ram_offload is not None and len(given.ram_offload) != given.num_scales:
+        raise OptimizerError(
+            f"ram_offload has {len(given.ram_offload)} flags for {given.num_scales} scales",
+            hint="one for each scale, as (False, False, True)",
+        )
+    check_choice("similarity", given.similarity, Similarity)
+    three_phases(given.cycle)
+    if given.phases is not None and given.cycle != AcmsaoDocument.cycle:
+        raise OptimizerError(
+            "cycle and phases cannot both be given", hint="phases have their own factors"
+        )
