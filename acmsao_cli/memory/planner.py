@@ -59,6 +59,7 @@ def plan(config: RunConfig) -> MemoryPlan:
     with torch.random.fork_rng(devices=[]):
         trainee = family.open(recipe, torch.device("meta"), dtype)
         core = build_core(recipe, trainee)
+        core.optimizer.skip_to_full_step()
         with fused_attention_shapes():
             peak = trace_step(core, meta_batches(core, recipe))
     num_trained = sum(parameter.numel() for parameter in trained(core))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,14 +15,41 @@ from acmsao_cli.optim.tracing import StorageTracer
 _META = torch.device("meta")
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Bytes by the memory they are in."""
+
+    device: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.device + self.host
+
+    def __add__(self, other: Placed) -> Placed:
+        """Add up."""
+        return Placed(self.device + other.device, self.host + other.host)
+
+    def __mul__(self, times: int) -> Placed:
+        """So many of them."""
+        return Placed(self.device * times, self.host * times)
+
+
+def placed_bytes(pipeline: Pipeline, shapes: Iterable[Sequence[int]]) -> Placed:
+    """Bytes of state for parameters of these shapes, where they live; stacking changes nothing."""
+    device = host = 0
+    away = {cell: pipeline.storage.codec(slot).offloaded for cell, slot in pipeline.cells()}
+    for shape in shapes:
+        for cell, pieces in pipeline.allocate(1, *matrix_shape(shape), _META).items():
+            size = sum(piece.nbytes for piece in pieces.values())
+            device, host = (device, host + size) if away[cell] else (device + size, host)
+    return Placed(device, host)
+
+
 def state_bytes(pipeline: Pipeline, shapes: Iterable[Sequence[int]]) -> int:
-    """Bytes of state for parameters of these shapes; stacking does not change it."""
-    return sum(
-        piece.nbytes
-        for shape in shapes
-        for pieces in pipeline.allocate(1, *matrix_shape(shape), _META).values()
-        for piece in pieces.values()
-    )
+    """Bytes of state for parameters of these shapes, wherever they live."""
+    return placed_bytes(pipeline, shapes).total
 
 
 def workspace_bytes(
@@ -32,7 +60,8 @@ def workspace_bytes(
 ) -> int:
     """Peak bytes of temporaries in one step, beside weights, gradients and state.
 
-    Stepping during backward is `stacking=ONE_BY_ONE`. Batches alike need the same, so one is run.
+    Stepping during backward is `stacking=ONE_BY_ONE`. The step is one that asks for every slot.
+    Batches alike need the same, so one is run, unless what they need depends on the one after.
     """
     stacking = stacking or Stacking()
     members = [
@@ -40,11 +69,13 @@ def workspace_bytes(
         for number, s in enumerate(shapes)
     ]
     batches = plan_batches(members, stacking)
-    distinct = {(b.rows, b.cols, len(b.members)): b.members for b in batches}.values()
-    named = [(member.name, member.parameter) for batch in distinct for member in batch]
+    if not any(pipeline.storage.codec(slot).offloaded for slot in pipeline.slots):
+        batches = list({(b.rows, b.cols, len(b.members)): b for b in batches}.values())
+    named = [(member.name, member.parameter) for batch in batches for member in batch.members]
     optimizer = ComposedOptimizer(named, pipeline, lr=1e-3, weight_decay=0.1, stacking=stacking)
     for _, parameter in named:
         parameter.grad = torch.empty_like(parameter)
+    optimizer.skip_to_full_step()
     return step_workspace(optimizer)
 
 

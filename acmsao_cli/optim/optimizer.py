@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from acmsao_cli.optim.batches import Batch, Member, Stacking, plan_batches, row_
 from acmsao_cli.optim.layers import LayerRule, check_layers, layer_of
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.prefetch import Ferry, Turn
 from acmsao_cli.optim.rules.base import Context
 from acmsao_cli.optim.slots import Role
 from acmsao_cli.optim.storage.codec import State
@@ -28,6 +31,7 @@ _OURS: Final = (  # what torch's optimizer does not have
     *("pipelines", "seed", "global_step", "use_kernels", "_layers", "_stacking", "members"),
     *("_member_of", "_batches", "_place", "_states", "steps", "_stepped", "_norms"),
     *("_contributions", "_gradient_norm", "shared", "_kernels", "total_steps"),
+    *("_order", "_successors"),
 )
 
 
@@ -79,11 +83,15 @@ class ComposedOptimizer(torch.optim.Optimizer):
         self._states: dict[int, State] = {}  # by the number of a batch's first member
         self.steps: list[int] = []  # by parameter number
         self._stepped: set[int] = set()  # parameter numbers advanced since the last finish
+        self._order: list[int] = []  # of the parameters stepped alone since the last finish
+        self._successors: dict[int, int] = {}  # by number: who was stepped after it last time
+        self._ferry = Ferry(self.pipelines)
         self._norms, self._contributions = Totals(), _contributions(self.pipelines)
         self._kernels: dict[tuple[int, torch.device, torch.dtype], kernels.Kernel | None] = {}
         self._gradient_norm: Tensor | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(cast(Any, _as_groups(named_parameters)), defaults)
+        self._remember(range(len(self.members))[::-1])  # backward's usual order
         check_layers(layers, self.members)
         if use_kernels:
             self._check_kernels()
@@ -108,8 +116,9 @@ class ComposedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._follow_parameters_at_first()
-        for batch in self._batches:
-            self._advance_batch(batch)
+        turns = [turn for batch in self._batches for turn in self._turns(batch)]
+        for turn, following in itertools.zip_longest(turns, turns[1:]):
+            self._advance(turn, following)
         self._finish()
         return loss
 
@@ -126,7 +135,8 @@ class ComposedOptimizer(torch.optim.Optimizer):
                 hint="call step() after each backward that steps",
             )
         if parameter.grad is not None:
-            self._advance_single(member)
+            self._order.append(member.number)
+            self._advance(self._turn_of(member), self._expected_after(member))
 
     def attach_to_backward(self, should_step: Callable[[], bool]) -> BackwardHandle:
         """Step each parameter as soon as its gradient is complete, and free the gradient.
@@ -153,44 +163,56 @@ class ComposedOptimizer(torch.optim.Optimizer):
         """Return the norm of all gradients of the last step, before edits; 0-d fp32, no wait."""
         return self._gradient_norm
 
-    def _advance_batch(self, batch: Batch) -> None:
+    def _turns(self, batch: Batch) -> Iterator[Turn]:
+        """What waits in a batch, together where that can be."""
         waiting = [
-            index
-            for index, member in enumerate(batch.members)
+            member
+            for member in batch.members
             if member.parameter.grad is not None and member.number not in self._stepped
         ]
-        if len(waiting) == len(batch.members) and self._is_uniform(batch):
-            self._advance(batch.members, batch, batch.numbers, self._state_of(batch))
+        if waiting and len(waiting) == len(batch.members) and self._is_uniform(batch):
+            step = self.steps[waiting[0].number] + 1
+            yield Turn(batch.members, batch, batch.numbers, self._state_of(batch), step)
         else:
-            for index in waiting:
-                self._advance_single(batch.members[index])
+            yield from map(self._turn_of, waiting)
 
-    def _advance_single(self, member: Member) -> None:
+    def _turn_of(self, member: Member) -> Turn:
         batch, index = self._place[member.number]
         numbers = batch.numbers[index : index + 1]
-        self._advance([member], batch, numbers, self.state_of(member))
+        step = self.steps[member.number] + 1
+        return Turn([member], batch, numbers, self.state_of(member), step)
 
-    def _advance(
-        self, members: Sequence[Member], batch: Batch, numbers: Tensor, state: State
-    ) -> None:
+    def _remember(self, order: Sequence[int]) -> None:
+        if order:
+            self._successors = dict(itertools.pairwise(order))
+
+    def _expected_after(self, member: Member) -> Turn | None:
+        """The turn that came after this member's the last time, if it can come again."""
+        number = self._successors.get(member.number)
+        if number is None or number in self._stepped:
+            return None
+        following = self.members[number]
+        carried = self._ferry.carries(following.layer) and self.is_allocated(following)
+        return self._turn_of(following) if carried else None
+
+    def _advance(self, turn: Turn, following: Turn | None) -> None:
         """Advance members with gradients of one dtype and equally many steps behind them."""
-        step = self.steps[members[0].number] + 1
-        if members[0].values.numel():
-            self._step(members, batch, numbers, state, step)
-        for member in members:
-            self.steps[member.number] = step
+        if turn.members[0].values.numel():
+            with self._ferry.carrying(turn, following) as (pipeline, state):
+                self._step(turn, pipeline, state)
+        for member in turn.members:
+            self.steps[member.number] = turn.step
             self._stepped.add(member.number)
 
-    def _step(
-        self, members: Sequence[Member], batch: Batch, numbers: Tensor, state: State, step: int
-    ) -> None:
-        values = [member.values for member in members]
-        grads = [member.gradient for member in members]
-        noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, step))
-        ctx = replace(self._context(batch, values[0], numbers, step), noise=noise)
+    def _step(self, turn: Turn, pipeline: Pipeline, state: State) -> None:
+        batch, numbers = turn.batch, turn.numbers
+        values = [member.values for member in turn.members]
+        grads = [member.gradient for member in turn.members]
+        noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, turn.step))
+        ctx = replace(self._context(batch, values[0], numbers, turn.step), noise=noise)
         kernel = self._kernel(batch.layer, values[0]) if self.use_kernels else None
         if kernel is None:
-            kernel = kernels.Composed(self.pipelines[batch.layer], self._stacking.block)
+            kernel = kernels.Composed(pipeline, self._stacking.block)
         self._norms.put(numbers, kernel.step(values, grads, state, ctx, noise))
 
     def _context(self, batch: Batch, weights: Tensor, numbers: Tensor, step: int) -> Context:
@@ -235,6 +257,9 @@ class ComposedOptimizer(torch.optim.Optimizer):
                 self.pipelines[layer].rule.finish(self.shared[layer], sums)
         for totals in self._every_total():
             totals.clear()
+        self._remember(self._order)
+        self._ferry.settle()
+        self._order.clear()
         self._stepped.clear()
         self.global_step += 1
 
@@ -268,12 +293,18 @@ class ComposedOptimizer(torch.optim.Optimizer):
         batch, index = self._place[member.number]
         return row_of(self._state_of(batch), index)
 
+    def skip_to_full_step(self) -> None:
+        """Count as if the next step asked for every slot: none needs more memory."""
+        before = [math.lcm(*(slot.visits for slot in p.slots)) - 1 for p in self.pipelines]
+        self.steps = [before[member.layer] for member in self.members]
+
     def state_bytes(self) -> int:
         """Bytes of the state allocated so far."""
         return sum(tensor.nbytes for tensor in self.state_tensors().values())
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return `<parameter name>/<slot>/<piece>` -> view; save it before the next step."""
+        self._ferry.settle()
         return saving.tensors(self)
 
     def resident_state(self) -> Iterator[Tensor]:
@@ -290,6 +321,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
 
     def load_state(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> list[str]:
         """Continue from a saved state; return notices of what differs, refuse another rule's."""
+        self._ferry.settle()
         return saving.load(self, tensors, header)
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,6 +329,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
 
         As in torch, its tensors are the state itself.
         """
+        self._ferry.settle()
         return {**super().state_dict(), saving.HEADER: self.state_header()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -308,6 +341,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
         for prepare in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = prepare(self, state_dict) or state_dict
         self._follow_parameters()
+        self._ferry.settle()
         for notice in saving.load_torch_form(self, state_dict):
             warnings.warn(notice, stacklevel=2)
         for finish in self._optimizer_load_state_dict_post_hooks.values():
@@ -321,6 +355,7 @@ class ComposedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take everything over; a pickled view is a copy, so views are taken anew."""
         super().__setstate__(state)
+        self._ferry = Ferry(self.pipelines)
         for batch in self._batches:
             if batch.members[0].number in self._states:
                 self._show(batch)

@@ -136,8 +136,10 @@ class Words(Codec):
 class Cell:
     """One slot of a batch of parameters as a rule sees it, for the length of one step.
 
-    A measured cell has a `ruler`, the cell whose square root is its unit. It is read before the
-    ruler changes and stored after, whatever the rule's order: that is what `close` is for.
+    What is offloaded is brought when it is first read or written, and goes home when it was
+    written. A measured cell has a `ruler`, the cell whose square root is its unit. It is read
+    before the ruler changes and stored after, whatever the rule's order: that is what `close` is
+    for.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class Cell:
     def settle(self, pieces: Pieces) -> None:
         """Be what `pieces` hold from now on."""
         self._home, self._value = pieces, None
-        self._pieces = self._codec.stage(pieces, self._noise.numbers.device)
+        self._brought: Pieces | None = None
 
     def close(self) -> None:
         """Store what waited for the ruler."""
@@ -181,9 +183,15 @@ class Cell:
         self._pending = None
 
     def _store(self, value: Tensor, unit: Tensor | None = None) -> None:
-        self._codec.write(self._pieces, value, self._noise, unit)
-        self._codec.unstage(self._home, self._pieces)
+        pieces = self._staged()
+        self._codec.write(pieces, value, self._noise, unit)
+        self._codec.unstage(self._home, pieces)
         self._value = None
+
+    def _staged(self) -> Pieces:
+        if self._brought is None:
+            self._brought = self._codec.stage(self._home, self._noise.numbers.device)
+        return self._brought
 
     def _measures(self) -> Iterator[Cell]:
         for reference in self._measured:
@@ -193,7 +201,7 @@ class Cell:
 
     def _decode(self) -> Tensor:
         if self._value is None:
-            self._value = self._codec.read(self._pieces, self._unit())
+            self._value = self._codec.read(self._staged(), self._unit())
         return self._value
 
     def _unit(self) -> Tensor | None:

@@ -82,6 +82,23 @@ class PerSlot:
         return {DEFAULT: self.default.full_name} | exceptions
 
 
+@dataclass(frozen=True)
+class AtHand:
+    """A storage whose host cells in these slots were brought to the device."""
+
+    storage: Storage
+    slots: frozenset[str]
+
+    def codec(self, slot: Slot) -> Codec:
+        """Return the codec that reads and writes there."""
+        kept = self.storage.codec(slot)
+        return kept.inner if isinstance(kept, Offloaded) and slot.name in self.slots else kept
+
+    def names(self) -> Mapping[str, str]:
+        """Return the storage's names."""
+        return self.storage.names()
+
+
 storage: Registry[Callable[[], ByRole]] = Registry("storage")
 
 
