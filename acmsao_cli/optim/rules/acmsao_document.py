@@ -105,30 +105,28 @@ class AcmsaoDocument(Wrapper):
 
     # The banks
 
-    def _slots(self, index: int) -> tuple[Slot, Slot, Slot, Slot]:
-        """A scale's entries, their norms, the steps they are from, and how many there are."""
+    def _slots(self, index: int) -> tuple[Slot, Slot, Slot]:
+        """A scale's entries, their norms, and the steps they are from; 0 where there is none."""
         host = self.ram_offload is not None and self.ram_offload[index]
         return (
             Slot(f"history_{index}", depth=self.history_size, host=host),
             Slot(f"norm_{index}", Role.SCALAR, depth=self.history_size),
             Slot(f"taken_at_{index}", Role.SCALAR, depth=self.history_size),
-            Slot(f"count_{index}", Role.SCALAR),
         )
 
     def _visit(
         self, index: int, grad: Tensor, norm: Tensor, limit: Tensor, cells: Cells, ctx: Context
     ) -> Bank:
         """Return a scale's bank, in which the gradient is if it was admitted."""
-        entries, norms, steps, count = self._slots(index)
-        now = ctx.step - 1
+        entries, norms, steps = self._slots(index)
         values = [cells[name].read() for name in entries.cells]
-        present = _numbers(self.history_size, norm) < cells[count.name].read()
-        bank = Bank(values, _stacked(norms, cells), now - _stacked(steps, cells), present)
-        due = now % _BASE**index == 0
+        taken_at = _stacked(steps, cells)
+        bank = Bank(values, _stacked(norms, cells), ctx.step - taken_at, taken_at > 0)
+        due = (ctx.step - 1) % _BASE**index == 0
         if due is False:
             return bank
-        place = self._place(index, norm, limit, bank, ctx) & due
-        place = place if ctx.finite is None else place & ctx.finite
+        fit = due if ctx.finite is None else ctx.finite & due
+        place = self._place(index, norm, limit, bank, ctx) & fit
         bank = Bank(
             values,
             norms=torch.where(place, norm, bank.norms),
@@ -138,8 +136,7 @@ class AcmsaoDocument(Wrapper):
         for name, value, here in zip(entries.cells, values, place.unbind(), strict=True):
             cells[name].write(value.lerp_(grad, here.to(grad)))  # one or the other, to the bit
         _write(norms, bank.norms, cells)
-        _write(steps, now - bank.ages, cells)
-        cells[count.name].write(bank.present.sum(0).to(norm))
+        _write(steps, torch.where(place, ctx.step, taken_at), cells)
         return bank
 
     def _place(self, index: int, norm: Tensor, limit: Tensor, bank: Bank, ctx: Context) -> Tensor:
@@ -152,20 +149,15 @@ class AcmsaoDocument(Wrapper):
         full = bank.present.all(0)
         wanted = torch.where(full, importance * recency > scores.amin(0), importance > 1)
         target = torch.where(full, scores.argmin(0), bank.present.sum(0))
-        return (wanted | lucky) & (_numbers(self.history_size, norm) == target)
+        numbers = torch.arange(self.history_size, device=norm.device).view(-1, 1, 1, 1)
+        return (wanted | lucky) & (numbers == target)
 
     def _recall(self, grad: Tensor, norm: Tensor, banks: Sequence[Bank], ctx: Context) -> Tensor:
         """Return the attended entries of all banks together; the gradient where all are empty."""
         values = [value for bank in banks for value in bank.values]
         dots = torch.stack(ctx.totals(*(ctx.part(grad * value) for value in values)))
-        weights = torch.cat(
-            [
-                self._weights(
-                    index, dots[index * self.history_size :][: self.history_size], norm, bank
-                )
-                for index, bank in enumerate(banks)
-            ]
-        )
+        by_bank = zip(dots.split(self.history_size), banks, strict=True)
+        weights = torch.cat([self._weights(i, of, norm, b) for i, (of, b) in enumerate(by_bank)])
         empty = ~torch.cat([bank.present for bank in banks]).any(0, keepdim=True)
         weights = torch.cat([weights, empty.to(weights)])
         if ctx.finite is not None:
@@ -207,17 +199,11 @@ def _write(slot: Slot, stacked: Tensor, cells: Cells) -> None:
         cells[name].write(number)
 
 
-def _numbers(count: int, like: Tensor) -> Tensor:
-    """0, 1, ... in front: (count, 1, 1, 1)."""
-    return torch.arange(count, device=like.device).view(-1, 1, 1, 1)
-
-
 def _check(given: AcmsaoDocument) -> None:
     if isinstance(given.inner, Wrapper):
-        name = part_name(given.inner)
         raise OptimizerError(
-            f"acmsao_document cannot be put around {name}",
-            hint=f"the other way round: {{name: {name}, inner: acmsao_document}}",
+            f"acmsao_document cannot be put around {part_name(given.inner)}",
+            hint="prodigy and warm_start can be put around it; of acmsao one is enough",
         )
     if given.inner.guarded:
         raise OptimizerError(
