@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from optim.storage.banked import Banked
 from optim.storage.kept import CPU, noise
 from torch import Tensor, nn
 
@@ -20,29 +21,6 @@ from acmsao_cli.optim.storage.offloaded import Offloaded
 from acmsao_cli.optim.storage.policy import Storage, build_storage
 
 SHAPES = {"a": (3, 5), "b": (4, 6), "c": (7,), "d": (4, 6), "large": (300, 256)}
-
-
-@dataclass(frozen=True)
-class Banked(Rule):
-    """A momentum, and a slow one that is visited now and then."""
-
-    host: bool = True
-    visits: int = 2
-    writes: bool = True
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        return Slot("fast"), Slot("bank", host=self.host, visits=self.visits)
-
-    def update(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
-        fast = cells["fast"].read().lerp(grad, 0.1)
-        cells["fast"].write(fast)
-        if ctx.step % self.visits:
-            return fast.clone()
-        bank = cells["bank"].read().lerp(fast * ctx.norm(grad), 0.1)
-        if self.writes:
-            cells["bank"].write(bank)
-        return fast + bank
 
 
 @dataclass
