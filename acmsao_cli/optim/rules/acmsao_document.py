@@ -18,6 +18,7 @@ from acmsao_cli.optim.rules.base import Cells, Context, rule
 from acmsao_cli.optim.rules.wrapping import Wrapper
 from acmsao_cli.optim.schedules import check_not_negative, check_positive
 from acmsao_cli.optim.slots import Role, Slot
+from acmsao_cli.optim.storage.codec import Cell
 
 Similarity: TypeAlias = Literal["dot", "cosine"]
 _DECAY: Final = 0.9  # of the mean and the variance of norms
@@ -27,12 +28,12 @@ _STATISTICS: Final = (Slot("mean_norm", Role.SCALAR), Slot("norm_spread", Role.S
 
 
 class Bank(NamedTuple):
-    """One scale's entries. All but `values` have them in front: (entries, batch, 1, 1)."""
+    """What is known of a scale's entries without reading them, each (entries, batch, 1, 1)."""
 
-    values: list[Tensor]  # each (batch, rows, cols), zero where there is none yet
     norms: Tensor
     ages: Tensor  # in steps
     present: Tensor  # bool
+    place: Tensor | None  # bool, where the gradient goes; None where nothing can change
 
 
 @rule("acmsao_document")
@@ -95,10 +96,10 @@ class AcmsaoDocument(Wrapper):
         norm = ctx.gradient_norm
         norm = ctx.norm(own) if norm is None or scaled else norm
         limit = _limit(norm, self.magnitude_threshold, cells, ctx)
-        banks = [
-            self._visit(index, own, norm, limit, cells, ctx) for index in range(self.num_scales)
-        ]
-        recalled = self._recall(own, norm, banks, ctx)
+        scales = range(self.num_scales)
+        banks = [self._visit(index, norm, limit, cells, ctx) for index in scales]
+        weights = self._weights(self._products(own, cells, ctx), norm, banks, ctx)
+        recalled = self._recall(own, weights, banks, cells)
         if scaled:
             recalled = recalled * ctx.grad_scale
         return self.inner.update(recalled, cells, replace(ctx, gradient_norm=None))
@@ -114,27 +115,25 @@ class AcmsaoDocument(Wrapper):
             Slot(f"taken_at_{index}", Role.SCALAR, depth=self.history_size),
         )
 
-    def _visit(
-        self, index: int, grad: Tensor, norm: Tensor, limit: Tensor, cells: Cells, ctx: Context
-    ) -> Bank:
-        """Return a scale's bank, in which the gradient is if it was admitted."""
-        entries, norms, steps = self._slots(index)
-        values = [cells[name].read() for name in entries.cells]
+    def _entries(self, index: int, cells: Cells) -> list[Cell]:
+        return [cells[name] for name in self._slots(index)[0].cells]
+
+    def _visit(self, index: int, norm: Tensor, limit: Tensor, cells: Cells, ctx: Context) -> Bank:
+        """Decide whether a scale takes the gradient, and note when and how large it was."""
+        _, norms, steps = self._slots(index)
         taken_at = _stacked(steps, cells)
-        bank = Bank(values, _stacked(norms, cells), ctx.step - taken_at, taken_at > 0)
+        bank = Bank(_stacked(norms, cells), ctx.step - taken_at, taken_at > 0, place=None)
         due = (ctx.step - 1) % _BASE**index == 0
         if due is False:
             return bank
         fit = due if ctx.finite is None else ctx.finite & due
         place = self._place(index, norm, limit, bank, ctx) & fit
         bank = Bank(
-            values,
             norms=torch.where(place, norm, bank.norms),
             ages=torch.where(place, 0.0, bank.ages),
             present=bank.present | place,
+            place=place,
         )
-        for name, value, here in zip(entries.cells, values, place.unbind(), strict=True):
-            cells[name].write(value.lerp_(grad, here.to(grad)))  # one or the other, to the bit
         _write(norms, bank.norms, cells)
         _write(steps, torch.where(place, ctx.step, taken_at), cells)
         return bank
@@ -152,27 +151,47 @@ class AcmsaoDocument(Wrapper):
         numbers = torch.arange(self.history_size, device=norm.device).view(-1, 1, 1, 1)
         return (wanted | lucky) & (numbers == target)
 
-    def _recall(self, grad: Tensor, norm: Tensor, banks: Sequence[Bank], ctx: Context) -> Tensor:
-        """Return the attended entries of all banks together; the gradient where all are empty."""
-        values = [value for bank in banks for value in bank.values]
-        dots = torch.stack(ctx.totals(*(ctx.part(grad * value) for value in values)))
-        by_bank = zip(dots.split(self.history_size), banks, strict=True)
-        weights = torch.cat([self._weights(i, of, norm, b) for i, (of, b) in enumerate(by_bank)])
-        empty = ~torch.cat([bank.present for bank in banks]).any(0, keepdim=True)
-        weights = torch.cat([weights, empty.to(weights)])
-        if ctx.finite is not None:
-            weights = weights * ctx.finite
-        recalled = torch.zeros_like(grad)
-        for value, weight in zip([*values, grad], weights.unbind(), strict=True):
-            recalled.addcmul_(value, weight)
-        return recalled
+    # Attention
 
-    def _weights(self, index: int, dots: Tensor, norm: Tensor, bank: Bank) -> Tensor:
-        """Attention over a scale's entries."""
-        if self.similarity == "cosine":
-            dots = dots / (norm * bank.norms).clamp(min=_TINY)
-        scores = dots / (1 + bank.ages / _BASE**index) / self.temperature
-        return attention(scores.nan_to_num(), bank.present)
+    def _products(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
+        """The gradient's inner products with all entries as they were, (all, batch, 1, 1)."""
+        parts = []
+        for index in range(self.num_scales):
+            for cell in self._entries(index, cells):
+                parts.append(ctx.part(grad * cell.read()))
+                cell.release()
+        return torch.stack(ctx.totals(*parts))
+
+    def _weights(
+        self, products: Tensor, norm: Tensor, banks: Sequence[Bank], ctx: Context
+    ) -> Tensor:
+        """What every entry counts with, and behind them the gradient itself: 1 if all are empty."""
+        found = []
+        for index, bank in enumerate(banks):
+            here = products[index * self.history_size :][: self.history_size]
+            if bank.place is not None:
+                here = torch.where(bank.place, norm.square(), here)
+            if self.similarity == "cosine":
+                here = here / (norm * bank.norms).clamp(min=_TINY)
+            scores = here / (1 + bank.ages / _BASE**index) / self.temperature
+            found.append(attention(scores.nan_to_num(), bank.present))
+        empty = ~torch.cat([bank.present for bank in banks]).any(0, keepdim=True)
+        weights = torch.cat([*found, empty.to(norm)])
+        return weights if ctx.finite is None else weights * ctx.finite
+
+    def _recall(self, grad: Tensor, weights: Tensor, banks: Sequence[Bank], cells: Cells) -> Tensor:
+        """Put the gradient into its places; return the weighted sum of everything, fresh."""
+        *of_entries, of_gradient = weights.unbind()
+        recalled = grad * of_gradient
+        remaining = iter(of_entries)
+        for index, bank in enumerate(banks):
+            for number, cell in enumerate(self._entries(index, cells)):
+                value = cell.read()
+                if bank.place is not None:  # one or the other, to the bit
+                    cell.write(value.lerp_(grad, bank.place[number].to(grad)))
+                recalled.addcmul_(value, next(remaining))
+                cell.release()
+        return recalled
 
 
 def _limit(norm: Tensor, threshold: float, cells: Cells, ctx: Context) -> Tensor:

@@ -170,6 +170,14 @@ class Cell:
             cell._pending = cell._decode() if cell._pending is None else cell._pending
         self._store(value)
 
+    def release(self) -> None:
+        """Keep nothing decoded, for a rule that reads more than should be in memory at once.
+
+        The next read decodes again: not for what is measured, whose ruler may have changed.
+        """
+        if self._ruler is None:
+            self._value = None
+
     def settle(self, pieces: Pieces) -> None:
         """Be what `pieces` hold from now on."""
         self._home, self._value = pieces, None
