@@ -17,12 +17,14 @@ from acmsao_cli import builtin
 from acmsao_cli.cli.quiet import quiet_libraries
 from acmsao_cli.config.locate import locate, shipped
 from acmsao_cli.config.parts import spoken
-from acmsao_cli.config.recommended import RECOMMENDED
-from acmsao_cli.errors import ConfigError
+from acmsao_cli.config.recommended import RECOMMENDED, finds_rate
+from acmsao_cli.errors import AcmsaoError, ConfigError
 
 if TYPE_CHECKING:
+    from acmsao_cli.optim.accounting import Placed
     from acmsao_cli.optim.catalog import Entry
     from acmsao_cli.optim.features import Feature
+    from acmsao_cli.optim.pipeline import Pipeline
 
 SDXL = "sdxl"
 WHOLE = {"tiny-sdxl": "sdxl-full", "tiny-llm": "llm-full"}  # by model shipped inside
@@ -34,13 +36,15 @@ IN_YAML = {"True": "true", "False": "false", "None": "null", "inf": ".inf"}
 METHODS = ("lora", "full")
 RULE, STORAGE = "optimizer", "storage"  # the registries' words
 COUNTED_WITH = ("adamw", "lion")  # rules of two states and of one
+TIERS = ("16gb", "24gb", "80gb")  # the presets for GPUs, by their memory
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The trained parameters of a model: how many there are of each shape."""
+    """The trained parameters of a model: how many there are of each shape, and in which recipe."""
 
     about: str
+    recipe: str
     counts: Mapping[tuple[int, ...], int]
 
     @property
@@ -65,6 +69,16 @@ class OptionRow:
 
 
 @dataclass(frozen=True)
+class Tier:
+    """What a preset makes of a rule: the storage and its bytes, or why it cannot be."""
+
+    preset: str
+    storage: str = ""
+    state: Placed | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
 class Sheet:
     """A rule in full."""
 
@@ -74,7 +88,8 @@ class Sheet:
     options: list[OptionRow]
     slots: list[str]  # what it remembers of each parameter
     shapes: Shapes
-    state: Mapping[str, int]  # bytes by storage
+    state: Mapping[str, Placed]  # bytes by storage
+    tiers: list[Tier]
     features: list[Feature]
 
 
@@ -179,7 +194,8 @@ def sheet(entry: Entry, model: str) -> Sheet:
         options=option_rows(entry),
         slots=[slot.name for slot in build_pipeline(entry.name).rule.slots],
         shapes=shapes,
-        state={storage: state_bytes(entry.name, storage, shapes) for storage in kept},
+        state={storage: state_in(entry.name, storage, shapes) for storage in kept},
+        tiers=[tier(entry.name, preset, shapes) for preset in TIERS],
         features=found,
     )
 
@@ -219,14 +235,39 @@ def paper_of(summary: str) -> str:
     return f"https://{page[0]}" if page else ""
 
 
-def state_bytes(rule: str, storage: str, shapes: Shapes) -> int:
-    """Bytes of state, from the allocator that a run uses."""
-    from acmsao_cli.optim import accounting, build_pipeline
+def tier(rule: str, preset: str, shapes: Shapes) -> Tier:
+    """What a run of the shapes' recipe with this rule and preset keeps."""
+    from acmsao_cli.config.layers import Request, resolve
+    from acmsao_cli.engine.compose import pipeline_of
 
-    pipeline = build_pipeline(rule, storage=storage)
-    return sum(
-        accounting.state_bytes(pipeline, [shape]) * count for shape, count in shapes.counts.items()
-    )
+    own_rate = ("optimizer.lr=1",) if finds_rate({"name": rule}) else ()
+    settings = (f"optimizer.name={rule}", *own_rate)
+    try:
+        chosen = resolve(Request(shapes.recipe, preset, settings)).recipe.optimizer
+        pipeline = pipeline_of(chosen)
+    except AcmsaoError as error:
+        return Tier(preset, refused=error.message)
+    return Tier(preset, spoken(chosen.storage), placed(pipeline, shapes))
+
+
+def state_in(rule: str, storage: str, shapes: Shapes) -> Placed:
+    """Bytes of a rule's state in a storage, where they are."""
+    from acmsao_cli.optim import build_pipeline
+
+    return placed(build_pipeline(rule, storage=storage), shapes)
+
+
+def placed(pipeline: Pipeline, shapes: Shapes) -> Placed:
+    """Bytes of state, from the allocator that a run uses."""
+    from acmsao_cli.optim.accounting import Placed, placed_bytes
+
+    found = [placed_bytes(pipeline, [shape]) * count for shape, count in shapes.counts.items()]
+    return sum(found, start=Placed(0, 0))
+
+
+def state_bytes(rule: str, storage: str, shapes: Shapes) -> int:
+    """Bytes of a rule's state in a storage, wherever they are."""
+    return state_in(rule, storage, shapes).total
 
 
 def _require_recipe(model: str) -> None:
@@ -243,7 +284,8 @@ def shapes_of(model: str) -> Shapes:
     """The weights of SDXL's UNet or of a model shipped inside, or what a recipe trains."""
     if model == SDXL:
         listed = json.loads(UNET_SHAPES.read_text(encoding="utf-8"))
-        return Shapes("all weights of SDXL's UNet", {tuple(s): count for s, count in listed})
+        counts = {tuple(shape): count for shape, count in listed}
+        return Shapes("all weights of SDXL's UNet", WHOLE["tiny-sdxl"], counts)
     import torch
 
     from acmsao_cli.config.layers import Request, resolve
@@ -265,4 +307,4 @@ def shapes_of(model: str) -> Shapes:
         for group in trainee.parameter_groups()
         for _, parameter in group.parameters
     )
-    return Shapes(about, counts)
+    return Shapes(about, request.recipe, counts)

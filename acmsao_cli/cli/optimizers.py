@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +12,8 @@ from acmsao_cli.cli.console import print_table, print_text
 from acmsao_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from acmsao_cli.cli.optimizer_sheet import Shapes, Sheet
+    from acmsao_cli.cli.optimizer_sheet import Shapes, Sheet, Tier
+    from acmsao_cli.optim.accounting import Placed
     from acmsao_cli.optim.catalog import Entry
 
 app = typer.Typer(help="Rules, storages and edits of the optimizer.", no_args_is_help=True)
@@ -79,11 +80,12 @@ def print_part(part: Entry, model: str) -> None:
     """A part that is no rule: what it does, its options with their defaults, and its company."""
     from acmsao_cli.cli.optimizer_sheet import (
         COUNTED_WITH,
+        RULE,
         STORAGE,
         rules_taking,
         shapes_of,
         short,
-        state_bytes,
+        state_in,
     )
 
     typer.echo(f"{part.name} ({part.kind})")
@@ -93,8 +95,8 @@ def print_part(part: Entry, model: str) -> None:
     if part.kind == STORAGE:
         shapes = shapes_of(model)
         print_text(f"bytes for {counted(shapes)}:", indent=2)
-        sizes = {rule: state_bytes(rule, part.name, shapes) for rule in COUNTED_WITH}
-        print_table(size_rows(sizes, shapes), indent=4)
+        kept = {rule: state_in(rule, part.name, shapes) for rule in COUNTED_WITH}
+        print_table(state_rows(kept, shapes, RULE), indent=4)
     taking = rules_taking(part)
     if taking is not None:
         print_text(f"goes with {', '.join(taking) or 'no rule'}", indent=2)
@@ -107,14 +109,14 @@ def company_as_dict(part: Entry, model: str) -> dict[str, Any]:
         STORAGE,
         rules_taking,
         shapes_of,
-        state_bytes,
+        state_in,
     )
 
     told: dict[str, Any] = {}
     if part.kind == STORAGE:
         shapes = shapes_of(model)
-        sizes = {rule: state_bytes(rule, part.name, shapes) for rule in COUNTED_WITH}
-        told["state"] = state_as_dict(shapes, sizes)
+        kept = {rule: state_in(rule, part.name, shapes) for rule in COUNTED_WITH}
+        told["state"] = state_as_dict(shapes, kept)
     taking = rules_taking(part)
     return told if taking is None else {**told, "rules": taking}
 
@@ -138,7 +140,9 @@ def print_sheet(sheet: Sheet) -> None:
         f"bytes for {counted(sheet.shapes)}; offloaded(...) keeps them in host memory:",
         indent=2,
     )
-    print_table(size_rows(sheet.state, sheet.shapes), indent=4)
+    print_table(state_rows(sheet.state, sheet.shapes, "storage"), indent=4)
+    print_text(f"as {sheet.shapes.recipe} runs under the presets for GPUs:", indent=2)
+    print_table(tier_rows(sheet.tiers, sheet.shapes), indent=4)
     typer.echo("\n  goes with:")
     print_table(company_rows(sheet), indent=4, wrap=True)
 
@@ -149,13 +153,40 @@ def counted(shapes: Shapes) -> str:
     return f"{shapes.about}, {numbers}"
 
 
-def size_rows(sizes: Mapping[str, int], shapes: Shapes) -> Iterator[tuple[str, str, str]]:
-    """What is kept, its total, and bytes for each number; the smallest first."""
+def state_rows(kept: Mapping[str, Placed], shapes: Shapes, what: str) -> Iterator[tuple[str, ...]]:
+    """What is kept, and its bytes where they are; what takes least of the device first."""
+    by_size = sorted(kept.items(), key=lambda entry: (entry[1].device, entry[1].host))
+    host = any(size.host for size in kept.values())
+    yield what, *size_head(host)
+    for name, size in by_size:
+        yield name, *size_cells(size, shapes, host)
+
+
+def tier_rows(tiers: Sequence[Tier], shapes: Shapes) -> Iterator[tuple[str, ...]]:
+    """Of each preset the storage and its bytes, or why it refuses the rule."""
+    host = any(tier.state is not None and tier.state.host for tier in tiers)
+    head = size_head(host)
+    yield "preset", "storage", *head
+    for tier in tiers:
+        if tier.state is None:
+            yield tier.preset, "refused", *[""] * (len(head) - 1), str(tier.refused)
+        else:
+            yield tier.preset, tier.storage, *size_cells(tier.state, shapes, host)
+
+
+def size_head(host: bool) -> tuple[str, ...]:
+    """The columns of bytes; those of host memory where something is there."""
+    each = "bytes each"
+    return ("on the device", each, "in host memory", each) if host else ("on the device", each)
+
+
+def size_cells(size: Placed, shapes: Shapes, host: bool) -> Iterator[str]:
+    """Bytes in all and for each number, under `size_head`."""
     from acmsao_cli.engine.report import human_bytes
 
-    for name, size in sorted(sizes.items(), key=lambda entry: entry[1]):
-        each = size / max(shapes.num_elements, 1)
-        yield name, human_bytes(size), f"{each:.3f} bytes each"
+    for amount in (size.device, size.host) if host else (size.device,):
+        yield human_bytes(amount)
+        yield f"{amount / max(shapes.num_elements, 1):.3f}"
 
 
 def company_rows(sheet: Sheet) -> Iterator[tuple[str, str]]:
@@ -183,6 +214,17 @@ def sheet_as_dict(sheet: Sheet) -> dict[str, Any]:
         "slots": sheet.slots,
         "recommended": RECOMMENDED.get(sheet.entry.name, {}),
         "state": state_as_dict(sheet.shapes, sheet.state),
+        "presets": [
+            {
+                "preset": tier.preset,
+                "recipe": sheet.shapes.recipe,
+                "storage": tier.storage or None,
+                "device_bytes": None if tier.state is None else tier.state.device,
+                "host_bytes": None if tier.state is None else tier.state.host,
+                "refused": tier.refused,
+            }
+            for tier in sheet.tiers
+        ],
         "features": [
             {"kind": feature.kind, "name": feature.name, "refused": feature.refused}
             for feature in sheet.features
@@ -190,13 +232,15 @@ def sheet_as_dict(sheet: Sheet) -> dict[str, Any]:
     }
 
 
-def state_as_dict(shapes: Shapes, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Bytes of state, with the model they are for."""
+def state_as_dict(shapes: Shapes, kept: Mapping[str, Placed]) -> dict[str, Any]:
+    """Bytes of state in all, on the device and in host memory, with the model they are for."""
     return {
         "model": shapes.about,
         "tensors": shapes.num_tensors,
         "numbers": shapes.num_elements,
-        "bytes": dict(sizes),
+        "bytes": {name: size.total for name, size in kept.items()},
+        "device_bytes": {name: size.device for name, size in kept.items()},
+        "host_bytes": {name: size.host for name, size in kept.items()},
     }
 
 
