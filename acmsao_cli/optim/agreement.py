@@ -14,6 +14,14 @@ def agreement(update: Tensor, grad: Tensor) -> Tensor:
     return (update * grad).sign_().clamp_(min=0)  # a comparison would cost three times as much
 
 
+def no_contradiction(update: Tensor, grad: Tensor) -> Tensor:
+    """0 where both have opposite signs, else 1; fresh.
+
+    A gradient of 0, as of a word that a small batch does not have, says nothing against a momentum.
+    """
+    return (update * grad).sign_().add_(1).clamp_(max=1)
+
+
 def keep(update: Tensor, agree: Tensor, share: Tensor) -> Tensor:
     """The elements that agree, divided by their share so that the mean size stays; uses `agree`."""
     return agree.mul_(update).div_(share.clamp(min=_LEAST))

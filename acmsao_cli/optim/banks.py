@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ class Bank(Protocol):
     """The history of one scale, which is shown something every `stride` steps."""
 
     stride: int
+    host: bool  # whether it lives in host memory
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -42,7 +44,7 @@ class Mean(Bank):
     host: bool = False
     visits: int = 1
 
-    @property
+    @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The mean."""
         return (Slot(f"bank_{self.stride}", host=self.host, visits=self.visits),)
@@ -56,7 +58,7 @@ class Mean(Bank):
     ) -> None:
         """Move towards x."""
         cell = cells[self.slots[0].name]
-        cell.write(cell.read().lerp_(shown, (taken / horizon).to(shown)))
+        cell.write(cell.read().lerp_(shown, taken / horizon))
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class Ring(Bank):
     temperature: float
     host: bool = False
 
-    @property
+    @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The entries, and the step each was taken in at; 0 where there is none yet."""
         return (
             Slot(f"bank_{self.stride}", depth=self.size, host=self.host),
-            Slot(f"taken_at_{self.stride}", Role.SCALAR, depth=self.size),
+            Slot(f"taken_at_{self.stride}", Role.SCALAR, width=self.size),
         )
 
     def value(self, query: Tensor, cells: Cells, ctx: Context) -> Tensor:
@@ -96,19 +98,18 @@ class Ring(Bank):
         self, shown: Tensor, taken: Tensor, horizon: Scalar, cells: Cells, ctx: Context
     ) -> None:
         """Replace the oldest entry."""
-        names, when = (slot.cells for slot in self.slots)
-        oldest = self._steps(cells).argmin(0)
-        for index, (entry, step) in enumerate(zip(names, when, strict=True)):
-            here = taken & (oldest == index)
-            cells[entry].write(cells[entry].read().lerp_(shown, here.to(shown)))
-            now = torch.as_tensor(ctx.step, device=shown.device).to(shown)
-            cells[step].write(torch.where(here, now, cells[step].read()))
+        entries, (when,) = self.slots[0].cells, self.slots[1].cells
+        steps = cells[when].read()
+        here = torch.zeros_like(steps).scatter_(2, steps.argmin(2, keepdim=True), 1.0) * taken
+        for name, share in zip(entries, here.split(1, 2), strict=True):
+            cells[name].write(cells[name].read().lerp_(shown, share))
+        cells[when].write(torch.where(here > 0, ctx.step, steps))
 
     def _entries(self, cells: Cells) -> list[Tensor]:
         return [cells[name].read() for name in self.slots[0].cells]
 
     def _steps(self, cells: Cells) -> Tensor:
-        return torch.stack([cells[name].read() for name in self.slots[1].cells])
+        return torch.stack(cells[self.slots[1].name].read().split(1, 2))
 
 
 def cosines(dots: Sequence[Tensor], square: Tensor, squares: Sequence[Tensor]) -> Tensor:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.admission import STATISTICS, Admission, admit, counters, observe
-from acmsao_cli.optim.agreement import agreement, keep
+from acmsao_cli.optim.admission import (
+    Admission,
+    counted,
+    large,
+    likely,
+    observe,
+    patient,
+    usual,
+)
+from acmsao_cli.optim.agreement import keep, no_contradiction
 from acmsao_cli.optim.banks import Bank, Mean, Ring, cosines
 from acmsao_cli.optim.momentum import Ema, Momentum, average, decay_of_corrected, momentum
 from acmsao_cli.optim.phases import Of, Phases, as_phases, at, position, three_phases
@@ -36,6 +45,7 @@ _RUN: Final = 10  # a run of unknown length is taken for so many of the longest 
 _NOISY: Final = 10.0  # noise to signal at which `scales: auto` leaves the horizon as it is
 _STRETCH: Final = 4.0  # the most by which it is stretched or shortened
 _TINY: Final = 1e-30
+_OF_ALL: Final = 4  # numbers beside those of the scales: see _Numbers
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class MemoryOptions:
         """Steps between two visits, by scale."""
         return SCALES if isinstance(self.scales, str) else self.scales
 
-    @property
+    @cached_property
     def all_phases(self) -> Phases:
         """The cycle's phases."""
         return three_phases(self.cycle) if self.phases is None else self.phases
@@ -114,12 +124,13 @@ class MultiScale(MemoryOptions, Momentum):
         """A number that is not finite would stay in a bank for good."""
         return True
 
-    @property
+    @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The average, the banks, their sum if some are away, and a dozen numbers."""
         banks = (slot for bank in self._banks for slot in bank.slots)
         apart = (Slot("bank_sum"),) if self._apart else ()
-        return (*Ema.slots, *banks, *apart, *self._numbers(), *self._sums())
+        numbers = Slot("numbers", Role.SCALAR, width=_OF_ALL + len(self.strides))
+        return (*Ema.slots, *banks, *apart, numbers, *self._sums())
 
     def rate(self, ctx: Context) -> Scalar:
         """Return the phase's factor."""
@@ -129,7 +140,7 @@ class MultiScale(MemoryOptions, Momentum):
         """Return the uncorrected average plus the memory."""
         last = cells["momentum"].read()
         sums = _Sums(cells, ctx, self.lagged, observing=False)
-        return self._remembering(last, last, cells["progress"].read(), sums)
+        return self._remembering(last, last, _Numbers.of(cells).progress, sums)
 
     def advance(
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
@@ -137,22 +148,23 @@ class MultiScale(MemoryOptions, Momentum):
         """Return the fresh momentum plus the memory."""
         sums = _Sums(cells, ctx, self.lagged)
         last = average(grad, cells, ctx, "momentum", decay_of_corrected(beta, correction))
-        progress = self._proceed(cells, ctx)
-        self._visit(grad, last, progress, sums)
+        numbers = self._observed(_Numbers.of(cells), grad, ctx)
+        self._visit(grad, last, numbers, sums)
+        numbers.keep(cells)
         fresh = last
         if self.nesterov:
             # (b m + (1 - b) g) / (1 - b^(t+1)), of which m / (1 - b^t) is at hand
             share = (1 - beta) / (1 - beta * (1 - correction))
-            fresh = torch.lerp(last, grad, _like(share, grad))
-        return self._remembering(fresh, grad, progress, sums)
+            fresh = torch.lerp(last, grad, share if isinstance(share, float) else share.to(grad))
+        return self._remembering(fresh, grad, numbers.progress, sums)
 
     # How much of the past counts
 
     def _remembering(self, fresh: Tensor, query: Tensor, progress: Tensor, sums: _Sums) -> Tensor:
         ramp = progress if self.ramp is None else value_at(self.ramp, sums.ctx.step)
-        return torch.addcmul(
-            fresh, self._memory(query, sums), _like(ramp * sums.ctx.grad_scale, fresh)
-        )
+        if not _is_one(sums.ctx.grad_scale):
+            ramp = ramp * sums.ctx.grad_scale
+        return torch.addcmul(fresh, self._memory(query, sums), _like(ramp, fresh))
 
     def _memory(self, query: Tensor, sums: _Sums) -> Tensor:
         """The banks, by their weights and the attention that each deserves."""
@@ -164,7 +176,7 @@ class MultiScale(MemoryOptions, Momentum):
             return memory.mul_(similar.clamp(min=0))
         values = self._values(query, sums)
         if self.attention == "element_per_scale":
-            agree = [agreement(value, query) for value in values]
+            agree = [no_contradiction(value, query) for value in values]
             kept = sums("kept", agree)
             size = max(sums.ctx.rows * sums.ctx.cols, 1)
             shares = [torch.where(one > 0, one / size, 1.0) for one in kept]
@@ -198,7 +210,7 @@ class MultiScale(MemoryOptions, Momentum):
     def _values(self, query: Tensor, sums: _Sums) -> list[Tensor]:
         return [bank.value(query, sums.cells, sums.ctx) for bank in self._banks]
 
-    @property
+    @cached_property
     def _weights(self) -> list[float]:
         """They share `alpha` evenly, or as it says; a ramp says the sum itself."""
         number = len(self.strides)
@@ -207,93 +219,84 @@ class MultiScale(MemoryOptions, Momentum):
 
     # What the banks take in
 
-    def _proceed(self, cells: Cells, ctx: Context) -> Tensor:
-        """Let the share of the run that is done grow, to 1 at most."""
-        pace: Scalar = 1.0
+    def _observed(self, numbers: _Numbers, grad: Tensor, ctx: Context) -> _Numbers:
+        """Let the share of the run that is done grow, to 1 at most; take in the gradient's norm."""
+        step: Scalar = 1 / self.length(ctx)
+        peak = numbers.peak_rate
         if self.pace == "learning_rate":
-            rate = torch.as_tensor(ctx.lr, device=ctx.weights.device).float()
-            peak = cells["peak_rate"].read().maximum(rate)
-            cells["peak_rate"].write(peak)
-            pace = rate / peak.clamp(min=_TINY)
-        done = (cells["progress"].read() + pace / self.length(ctx)).clamp_(max=1.0)
-        cells["progress"].write(done)
-        return done
+            rate = _like(ctx.lr, peak)
+            peak = peak.maximum(rate)
+            step = rate / peak.clamp(min=_TINY) * step
+        progress = (numbers.progress + step).clamp_(max=1.0)
+        mean, spread = numbers.mean, numbers.spread
+        if self._watched:
+            mean, spread = observe(_norm(grad, ctx), mean, spread, ctx)
+        return _Numbers(progress, mean, spread, peak, numbers.waiting)
 
-    def _visit(self, grad: Tensor, last: Tensor, progress: Tensor, sums: _Sums) -> None:
+    def _visit(self, grad: Tensor, last: Tensor, numbers: _Numbers, sums: _Sums) -> None:
         """Show the gradient, or the momentum, to the banks whose turn it is."""
         cells, ctx = sums.cells, sums.ctx
-        norm = _norm(grad, ctx)
-        mean, spread = observe(norm, cells, ctx) if self._watched else (norm, norm)
-        horizon = self._horizon(last, mean, spread, progress, sums)
+        horizon = self._horizon(last, numbers, sums)
         away = False
         for index, bank in enumerate(self._banks):
             due = ctx.step % bank.stride == 0
             if due is False:
                 continue
-            taken = self._admitted(index, norm, mean, spread, due, sums)
+            taken = self._admitted(index, _norm(grad, ctx), numbers, due, ctx)
             shown = grad if bank.stride == 1 or self.visits == "gradient" else last
-            if not (isinstance(ctx.grad_scale, float) and ctx.grad_scale == 1.0):
-                shown = shown / ctx.grad_scale
+            shown = shown if _is_one(ctx.grad_scale) else shown / ctx.grad_scale
             bank.take(shown, taken, horizon, cells, ctx)
-            away = away or any(slot.host for slot in bank.slots)
+            away = away or bank.host
         if away and self._apart:
-            absent = [bank for bank in self._banks if any(slot.host for slot in bank.slots)]
-            weights = [w for b, w in zip(self._banks, self._weights, strict=True) if b in absent]
+            absent = [bank for bank in self._banks if bank.host]
+            weights = [w for b, w in zip(self._banks, self._weights, strict=True) if b.host]
             values = [bank.value(grad, cells, ctx) for bank in absent]
             cells["bank_sum"].write(_combined(values, weights))
 
     def _admitted(
-        self, index: int, norm: Tensor, mean: Tensor, spread: Tensor, due: Any, sums: _Sums
+        self, index: int, norm: Tensor, numbers: _Numbers, due: Any, ctx: Context
     ) -> Tensor:
         """Decide for a scale, and count; what is not finite is neither taken nor refused."""
-        cells, ctx = sums.cells, sums.ctx
-        fit = due if ctx.finite is None else ctx.finite & due
+        fit = torch.full_like(norm, 1.0, dtype=torch.bool) if ctx.finite is None else ctx.finite
+        fit = fit if due is True else fit & due
         if self.admission == "always":
-            return torch.ones_like(norm, dtype=torch.bool).logical_and(torch.as_tensor(fit))
-        counting = self.admission == "robust"
-        names = [slot.cells[index] for slot in counters(len(self.strides))] if counting else []
-        admitted, refused = [cells[name].read() for name in names] or (norm, norm)
-        taken: Tensor = fit & admit(
-            self.admission,
-            norm,
-            mean,
-            spread,
-            threshold=self.kappa if counting else self.magnitude_threshold,
-            chance=ctx.uniform(index),
-            luck=self.sparsity_factor * self.of_phase(ctx, "recency") / (index + 1),
-            counts=(admitted, refused),
-        )
-        for name, value in zip(
-            names, (admitted + taken, torch.where(taken, 0.0, refused + fit)), strict=False
-        ):
-            cells[name].write(value)
+            return fit
+        mean, spread, waiting = numbers.mean, numbers.spread, numbers.waiting[index]
+        chance = ctx.uniform(index)
+        luck = self.sparsity_factor * self.of_phase(ctx, "recency") / (index + 1)
+        match self.admission:
+            case "robust":
+                taken = usual(norm, mean, spread, self.kappa) | patient(waiting)
+            case "magnitude":
+                taken = large(norm, mean, spread, self.magnitude_threshold)
+            case _:
+                taken = likely(norm, mean, chance)
+        taken = (taken | (chance < luck)) & fit
+        numbers.waiting[index] = counted(waiting, taken, fit)
         return taken
 
-    def _horizon(
-        self, last: Tensor, mean: Tensor, spread: Tensor, progress: Tensor, sums: _Sums
-    ) -> Tensor:
+    def _horizon(self, last: Tensor, numbers: _Numbers, sums: _Sums) -> Tensor:
         """Visits that a bank remembers, at least 1."""
         if self.growth is not None:
-            grown = value_at(self.growth, sums.ctx.step)
-            return _like(grown, progress).clamp(min=1)
-        horizon = progress * self.horizon
+            return _like(value_at(self.growth, sums.ctx.step), numbers.progress).clamp(min=1)
+        horizon = numbers.progress * self.horizon
         if self.scales == AUTO:
-            horizon = horizon * self._stretch(last, mean, spread, sums)
-        return horizon.clamp(min=1)
+            horizon = horizon * self._stretch(last, numbers, sums)
+        return horizon.clamp_(min=1)
 
-    def _stretch(self, last: Tensor, mean: Tensor, spread: Tensor, sums: _Sums) -> Tensor:
+    def _stretch(self, last: Tensor, numbers: _Numbers, sums: _Sums) -> Tensor:
         """How much longer than usual to remember: the root of noise to signal, in bounds.
 
         Of pure noise the average keeps (1 - b) / (1 + b) of the square, of pure signal everything.
         """
         (square,) = sums("momentum_square", [last * last])
-        power = (mean * mean + spread * spread).clamp(min=_TINY)
+        power = (numbers.mean**2 + numbers.spread**2).clamp(min=_TINY)
         kept = (square / power).clamp(1e-3, 1.0)
         return ((1 - kept) / kept / _NOISY).sqrt().clamp(1 / _STRETCH, _STRETCH)
 
     # What is remembered
 
-    @property
+    @cached_property
     def _banks(self) -> tuple[Bank, ...]:
         flags = self.ram_offload or (False,) * len(self.strides)
         scales = list(zip(self.strides, flags, strict=True))
@@ -303,7 +306,7 @@ class MultiScale(MemoryOptions, Momentum):
         visits = min([s for s, host in scales if host], default=1) if self._apart else 1
         return tuple(Mean(s, host, visits if host else 1) for s, host in scales)
 
-    @property
+    @cached_property
     def _apart(self) -> bool:
         """Whether the banks in host memory are represented by their sum between visits.
 
@@ -316,15 +319,6 @@ class MultiScale(MemoryOptions, Momentum):
     def _watched(self) -> bool:
         return self.admission != "always" or self.scales == AUTO
 
-    def _numbers(self) -> Iterator[Slot]:
-        yield Slot("progress", Role.SCALAR)
-        if self.pace == "learning_rate":
-            yield Slot("peak_rate", Role.SCALAR)
-        if self._watched:
-            yield from STATISTICS
-        if self.admission == "robust":
-            yield from counters(len(self.strides))
-
     def _sums(self) -> Iterator[Slot]:
         """What `lagged` keeps for the next step."""
         number = len(self.strides)
@@ -336,8 +330,8 @@ class MultiScale(MemoryOptions, Momentum):
         }
         wanted = [names[self.attention]] if self.attention in names else []
         wanted += [("momentum_square", 1)] if self.scales == AUTO else []
-        for name, depth in wanted if self.lagged else ():
-            yield Slot(name, Role.SCALAR, depth=depth, summed=True)
+        for name, width in wanted if self.lagged else ():
+            yield Slot(name, Role.SCALAR, width=width, summed=True)
 
 
 @dataclass(frozen=True)
@@ -353,11 +347,30 @@ class _Sums:
         """Return the totals, each (batch, 1, 1)."""
         if not self.lagged:
             return self.ctx.totals(*values)
-        names = [name] if len(values) == 1 else [f"{name}.{i}" for i in range(len(values))]
-        before = [self.cells[one].read().clone() for one in names]
-        for one, value in zip(names, values if self.observing else (), strict=False):
-            self.cells[one].write(self.ctx.part(value))
-        return before
+        before = self.cells[name].read().clone()
+        if self.observing:
+            self.cells[name].write(torch.cat([self.ctx.part(value) for value in values], 2))
+        return list(before.split(1, 2))
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What is known of each parameter, all (batch, 1, 1): how a run and its gradients go."""
+
+    progress: Tensor
+    mean: Tensor  # of the gradient's norms
+    spread: Tensor
+    peak_rate: Tensor
+    waiting: list[Tensor]  # by scale: see admission.counted
+
+    @classmethod
+    def of(cls, cells: Cells) -> _Numbers:
+        progress, mean, spread, peak_rate, *waiting = cells["numbers"].read().split(1, 2)
+        return cls(progress, mean, spread, peak_rate, waiting)
+
+    def keep(self, cells: Cells) -> None:
+        numbers = [self.progress, self.mean, self.spread, self.peak_rate, *self.waiting]
+        cells["numbers"].write(torch.cat(numbers, 2))
 
 
 def _combined(values: Sequence[Tensor], *weights: Sequence[Any]) -> Tensor:
@@ -380,6 +393,10 @@ def _combined(values: Sequence[Tensor], *weights: Sequence[Any]) -> Tensor:
 def _norm(grad: Tensor, ctx: Context) -> Tensor:
     """The norm that admission goes by: of the parameter's gradient, as the guard knows it."""
     return ctx.norm(grad) if ctx.gradient_norm is None else ctx.gradient_norm
+
+
+def _is_one(number: Scalar) -> bool:
+    return isinstance(number, float) and number == 1.0
 
 
 def _like(number: Scalar, tensor: Tensor) -> Tensor:

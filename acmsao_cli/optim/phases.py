@@ -68,9 +68,9 @@ def position(step: Scalar, period: float) -> Scalar:
 
     x = |s / p - 2 floor(1 + s / (2 p)) + 1|; a cycle takes two periods and begins at 1.
     """
-    cycle = 1 + step / (2 * period)
-    floor: Scalar = cycle.floor() if isinstance(cycle, Tensor) else math.floor(cycle)
-    return abs(step / period - 2 * floor + 1)
+    if isinstance(step, Tensor):
+        return (step / period - 2 * (1 + step / (2 * period)).floor() + 1).abs()
+    return abs(step / period - 2 * math.floor(1 + step / (2 * period)) + 1)
 
 
 def at(phases: Phases, place: Scalar, of: Of) -> Scalar:
@@ -82,7 +82,7 @@ def at(phases: Phases, place: Scalar, of: Of) -> Scalar:
     for phase, other in reversed(list(zip(phases[:-1], numbers, strict=False))):
         here = place < phase.until if phase.until <= 0.5 else place <= phase.until
         if isinstance(here, Tensor):
-            value = torch.where(here, other, value)
+            value = torch.where(here, torch.as_tensor(other), torch.as_tensor(value))
         elif here:
             value = other
     return value

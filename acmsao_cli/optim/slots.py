@@ -15,7 +15,7 @@ class Role(Enum):
         "positive"  # a second moment: tolerates loss, but a positive number never becomes zero
     )
     EXACT = "exact"  # anchors, copies of weights, bases: never with loss
-    SCALAR = "scalar"  # one number for each parameter
+    SCALAR = "scalar"  # a number for each parameter, or a few
     WORD = "word"  # whole numbers of 16 bits with their sign, never with loss
 
 
@@ -38,7 +38,8 @@ class Slot:
     RIGHT side longer than `limit` is not kept: (1, 1). `stride` > 1 keeps every n-th column of
     a matrix; of a vector everything. What is `summed` is written as the sum of the entries at hand
     and read as that of the whole parameter, at the next step. A `host` slot lives in host memory
-    whatever the storage; it is asked for only at steps that `visits` divides.
+    whatever the storage; it is asked for only at steps that `visits` divides. A SCALAR slot has
+    `width` numbers.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Slot:
     summed: bool = False
     host: bool = False
     visits: int = 1
+    width: int = 1
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Slot:
     def shape(self, batch: int, rows: int, cols: int) -> tuple[int, int, int]:
         """Shape of one entry's dense value for a batch of (rows, cols) parameters."""
         if self.role is Role.SCALAR:
-            return batch, 1, 1
+            return batch, 1, self.width
         match self.extent:
             case Extent.ROW:
                 return batch, rows, 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import multi_scale
-from acmsao_cli.optim.agreement import agreement, keep
+from acmsao_cli.optim.agreement import keep, no_contradiction
 from acmsao_cli.optim.multi_scale import MemoryOptions, MultiScale
 from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.adam import AdamW
@@ -38,7 +38,7 @@ class Acmsao(MemoryOptions, Wrapper):
 
     u = what `inner` makes of d as its momentum, at a rate that goes up and down with the phase
 
-    attention keeps the elements of u that agree with the gradient (arXiv:2411.16085)
+    attention drops the elements of u that contradict the gradient (after arXiv:2411.16085)
 
     `inner` is any rule with a momentum: adamw, adopt, lion, muon. Around muon alpha is 1 and there
     is no attention, unless they are given. Every part can be turned off: alpha=0, attention=none,
@@ -60,7 +60,7 @@ class Acmsao(MemoryOptions, Wrapper):
         """The inner rule with the memory as its momentum."""
         return cast(Rule, replace(cast(Any, self.inner), momentum=self._memory))
 
-    @property
+    @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The inner rule's with the memory, and what attention kept the step before."""
         kept = Slot("kept_share", Role.SCALAR, summed=True)
@@ -77,7 +77,7 @@ class Acmsao(MemoryOptions, Wrapper):
         update = self.wrapped.update(grad, cells, ctx)
         if not self._masks:
             return update
-        agree = agreement(update, grad)
+        agree = no_contradiction(update, grad)
         if not self.lagged:
             return keep(update, agree, ctx.mean(agree))
         share = cells["kept_share"].read() / max(ctx.rows * ctx.cols, 1)
@@ -92,7 +92,7 @@ class Acmsao(MemoryOptions, Wrapper):
             return "keeps the agreeing elements already: drop `cautious`, or set attention=none"
         return super().rejects(pipeline)
 
-    @property
+    @cached_property
     def _masks(self) -> bool:
         return self._attention == "element"
 
