@@ -60,9 +60,11 @@ def clashes(optimizer: OptimizerSection, where: Where) -> Iterator[Clash]:
 
 def unknown_option(option: str, known: Collection[str]) -> str:
     """Return the hint for an option that the chosen rule does not have."""
-    owners = rules_with(option)
+    owners, form = rules_with(option), of_a_momentum(option)
+    if form and ("momentum" in known or not owners):
+        return form
     if not owners:
-        return of_a_momentum(option) or suggestion(option, known)
+        return suggestion(option, known)
     return f"of the rules, only {', '.join(f'`{name}`' for name in owners)} takes it"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Momentum(Protocol):
 
 
 momentum: Registry[type[Momentum]] = Registry("momentum")
+RUN: Final = "run"
+Warmup: TypeAlias = int | Literal["run"]
 
 
 @momentum("ema")
@@ -140,12 +142,12 @@ class Accumulator(Momentum):
 
     m <- b m + g, and the rule sees m + alpha g: Simplified AdEMAMix, with the theory's scale, so
     it is 1 / (1 - b) + alpha times as long as an average and takes a smaller learning rate.
-    For `warmup` steps the decay rate goes from `start_beta` to the rule's, as in AdEMAMix. With
-    `corrected` everything is divided by the weight that m's gradients have.
+    For `warmup` steps (`run`: all of it) the decay rate goes from `start_beta` to the rule's, as in
+    AdEMAMix. With `corrected` everything is divided by the weight that m's gradients have.
     """
 
     alpha: Course = 0.0
-    warmup: int = 0
+    warmup: Warmup = 0
     start_beta: float = 0.9
     corrected: bool = False
 
@@ -170,7 +172,7 @@ class Accumulator(Momentum):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m + alpha g, divided by the weight of m if that is wanted."""
-        rate = decay_between(self.start_beta, beta, progress(ctx.step, self.warmup))
+        rate = decay_between(self.start_beta, beta, warmed_up(ctx, self.warmup))
         total = plus(_accumulate(grad, cells, ctx, rate), grad, value_at(self.alpha, ctx.step))
         if not self.corrected:
             return total
@@ -185,13 +187,13 @@ class AdEMAMix(Momentum):
     """A fast average plus `alpha` times a slow one (Pagliardini et al. 2024, arXiv:2409.03137).
 
     m1 / (1 - b^t) + alpha m2. The slow average is not corrected, so its weight grows as it fills.
-    For `warmup` steps (the paper: all of a run's) alpha grows from 0, and the slow decay rate from
+    For `warmup` steps (the paper: all of a `run`) alpha grows from 0, and the slow decay rate from
     the rule's, by equal amounts of its half-life. Either may follow a schedule of its own instead.
     """
 
     slow_beta: Course = 0.9999
     alpha: Course = 5.0
-    warmup: int = 0
+    warmup: Warmup = 0
 
     meaning = "average"
 
@@ -214,14 +216,14 @@ class AdEMAMix(Momentum):
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
     ) -> Tensor:
         """Return m1 / correction + alpha m2."""
-        share = progress(ctx.step, self.warmup)
+        share = warmed_up(ctx, self.warmup)
         slow_beta = decay_between(beta, value_at(self.slow_beta, ctx.step), share)
         fast = at_decay(Ema(), beta).advance(grad, cells, ctx, beta, correction)
         slow = average(grad, cells, ctx, "slow_momentum", slow_beta)
         return plus(fast, slow, self._alpha(ctx))
 
     def _alpha(self, ctx: Context) -> Scalar:
-        return between(0.0, value_at(self.alpha, ctx.step), progress(ctx.step, self.warmup))
+        return between(0.0, value_at(self.alpha, ctx.step), warmed_up(ctx, self.warmup))
 
 
 @dataclass(frozen=True)
@@ -312,6 +314,20 @@ def _accumulate(
     return total
 
 
-def _check_warmup(steps: int) -> None:
-    if steps < 0:
-        raise OptimizerError(f"a warmup cannot take {steps} steps", hint="0 is none")
+def warmed_up(ctx: Context, warmup: Warmup) -> Scalar:
+    """How much of the warm-up is done; one of the whole run needs its length."""
+    if warmup != RUN:
+        return progress(ctx.step, int(warmup))
+    if ctx.total_steps is None:
+        raise OptimizerError(
+            "a warmup of the whole run needs to know its length",
+            hint="give the optimizer total_steps, or the warmup a number of steps",
+        )
+    return progress(ctx.step, ctx.total_steps)
+
+
+def _check_warmup(warmup: Warmup) -> None:
+    if isinstance(warmup, str) and warmup != RUN:
+        raise OptimizerError(f"warmup cannot be `{warmup}`", hint="a number of steps, or `run`")
+    if not isinstance(warmup, str) and warmup < 0:
+        raise OptimizerError(f"a warmup cannot take {warmup} steps", hint="0 is none")

@@ -35,7 +35,7 @@ from acmsao_cli.optim.schedules import (
 from acmsao_cli.optim.slots import Role, Slot
 
 Attention: TypeAlias = Literal["none", "tensor", "scale", "softmax", "element_per_scale"]
-Kind: TypeAlias = Literal["mean", "ring"]
+BankKind: TypeAlias = Literal["mean", "ring"]
 Visits: TypeAlias = Literal["momentum", "gradient"]
 Pace: TypeAlias = Literal["steps", "learning_rate"]
 AUTO: Final = "auto"
@@ -63,7 +63,7 @@ class MemoryOptions:
     magnitude_threshold: float = 0.5
     temperature: float = 0.1
     lagged: bool = True
-    bank: Kind = "mean"
+    bank: BankKind = "mean"
     history_size: int = 8
     cycle: float = 0.1
     cycle_period: int | str = 1000
@@ -489,7 +489,7 @@ def _check_effect(options: MemoryOptions) -> None:
 
 _CHOICES: Final[dict[str, Any]] = {
     "admission": Admission,
-    "bank": Kind,
+    "bank": BankKind,
     "visits": Visits,
     "pace": Pace,
 }

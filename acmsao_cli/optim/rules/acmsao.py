@@ -23,7 +23,9 @@ from acmsao_cli.optim.slots import Role, Slot
 if TYPE_CHECKING:
     from acmsao_cli.optim.pipeline import Pipeline
 
-Attention: TypeAlias = Literal["element", "element_per_scale", "tensor", "scale", "softmax", "none"]
+AnyAttention: TypeAlias = Literal[
+    "element", "element_per_scale", "tensor", "scale", "softmax", "none"
+]
 _ALPHA: Final = MemoryOptions.alpha
 _ALPHA_OF_MUON: Final = 1.0  # four times as much is too much for matrices, and so is the mask
 
@@ -46,13 +48,13 @@ class Acmsao(MemoryOptions, Wrapper):
     """
 
     alpha: float | tuple[float, ...] | None = None  # type: ignore[assignment]
-    attention: Attention | None = None
+    attention: AnyAttention | None = None
     inner: Rule = field(default_factory=AdamW)
 
     def __post_init__(self) -> None:
         self._check_inner()
         if self.attention is not None:
-            multi_scale.check_choice("attention", self.attention, Attention)
+            multi_scale.check_choice("attention", self.attention, AnyAttention)
         object.__setattr__(self, "phases", self._memory.phases)
 
     @cached_property
@@ -97,7 +99,7 @@ class Acmsao(MemoryOptions, Wrapper):
         return self._attention == "element"
 
     @property
-    def _attention(self) -> Attention:
+    def _attention(self) -> AnyAttention:
         return self.attention or ("none" if isinstance(self.inner, Muon) else "element")
 
     @cached_property
