@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
-
-from torch import nn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from acmsao_cli.config.optimizer import OptimizerSection
-from acmsao_cli.engine.compose import layers_of, pipeline_of
-from acmsao_cli.optim import ComposedOptimizer, LayerRule, Pipeline
-from acmsao_cli.optim.layers import layer_of
 
-Named: TypeAlias = Sequence[tuple[str, nn.Parameter]]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from acmsao_cli.optim import ComposedOptimizer, LayerRule
+
+Named: TypeAlias = "Sequence[tuple[str, nn.Parameter]]"
 ANY: Final = ""  # of centres: any other task
 
 
@@ -40,9 +41,11 @@ class Contender:
         """What it says as a recipe's section, at the rate 1."""
         return OptimizerSection.model_validate({**self.says, "lr": 1.0})
 
-    @property
+    @cached_property
     def text(self) -> str:
         """All that it is, in words that change only when it does. Raises OptimizerError."""
+        from acmsao_cli.engine.compose import layers_of, pipeline_of
+
         section = self.section
         parts = [str(pipeline_of(section)), f"weight_decay={section.weight_decay}"]
         parts += [_layer_text(layer) for layer in layers_of(section)]
@@ -52,15 +55,17 @@ class Contender:
         self, parameters: Named, lr: float, seed: int, total_steps: int
     ) -> ComposedOptimizer:
         """Ready to step these parameters; groups have their peak rates."""
+        from acmsao_cli.engine.compose import layers_of, pipeline_of
+        from acmsao_cli.optim import ComposedOptimizer
+
         section = self.section
-        layers = used(layers_of(section), parameters)
         optimizer = ComposedOptimizer(
             list(parameters),
             pipeline_of(section),
             lr=1.0,
             weight_decay=section.weight_decay,
             seed=seed,
-            layers=layers,
+            layers=used(layers_of(section), parameters),
             use_kernels=section.kernels,
             total_steps=total_steps,
         )
@@ -68,13 +73,11 @@ class Contender:
             group["lr"] *= lr
         return optimizer
 
-    def pipeline(self) -> Pipeline:
-        """Of what no layer takes. Raises OptimizerError where a part is not known."""
-        return pipeline_of(self.section)
-
 
 def used(layers: Sequence[LayerRule], parameters: Named) -> list[LayerRule]:
     """The layers that some parameter comes to."""
+    from acmsao_cli.optim.layers import layer_of
+
     numbers = {layer_of(layers, name, parameter) for name, parameter in parameters}
     return [layer for number, layer in enumerate(layers, 1) if number in numbers]
 
@@ -84,48 +87,56 @@ def _layer_text(layer: LayerRule) -> str:
 
 
 BASELINE: Final = "adamw"
-ADAMW: Final = {ANY: 4e-3, "pictures": 4e-3, "bytes": 8e-3, "bytes-batch-2": 2e-3, "lora": 8e-3}
 # Matrices whose rows are words or places, not directions.
 EDGES: Final = tuple({"match": match} for match in ("*embed_tokens*", "*positions*", "*lm_head*"))
-MUON: Final = {"ndim": 2, "min_side": 2, "name": "muon", "scale": "match_rms_adamw"}
+MUON_INSIDE: Final = {"name": "muon", "scale": "match_rms_adamw"}
+MUON: Final = {"ndim": 2, "min_side": 2, **MUON_INSIDE}
 # An average over ten thousand steps cannot fill in a few hundred: it is as slow as the run is long.
 SLOW: Final = {"name": "ademamix", "slow_beta": 0.99, "alpha": 2.0}
-SUM: Final = {"name": "accumulator", "alpha": 100.0}
-GROWING: Final = {"name": "geometric", "start": 1e-8, "stop": 1e-3, "steps": 150}
-UNDER_PRODIGY: Final = {
-    "name": "adamw",
-    "momentum": {"name": "accumulator", "alpha": 10.0},
-    "correction": "none",
+
+# Where rates are looked for, by rule and task; of a rule that is not here, where AdamW's are.
+ADAMW: Final = {ANY: 4e-3, "pictures": 4e-3, "bytes": 4e-3, "bytes-batch-2": 2e-3, "lora": 8e-3}
+CENTRES: Final[Mapping[str, Mapping[str, float]]] = {
+    "adamw": ADAMW,
+    "lion": {task: rate / 4 for task, rate in ADAMW.items()},
+    "prodigy": {ANY: 0.5},
+    "dadaptation": {ANY: 0.5},
+    "a2grad": {ANY: 1.0},
+    "sgd": {ANY: 0.1},
+    "simplified_ademamix": {ANY: 4e-5},
 }
 
 
-def contender(name: str, centre: float | Mapping[str, float], **says: Any) -> Contender:
-    """Of the rule `rule`, or of the rule it is called by."""
-    centres = centre if isinstance(centre, Mapping) else {ANY: centre}
-    return Contender(name, {"name": says.pop("rule", name), **says}, centres)
-
-
-def adamw(name: str, **says: Any) -> Contender:
-    """A change of AdamW, tuned around the same centres."""
-    return contender(name, ADAMW, rule="adamw", **says)
-
-
-def muon(name: str, centre: float | Mapping[str, float], **says: Any) -> Contender:
-    """Muon on the matrices of linear layers but those at the edges, another rule elsewhere."""
-    return contender(name, centre, layers=[*EDGES, MUON], **says)
+def contender(name: str, **says: Any) -> Contender:
+    """Of the rule `rule`, or of the rule it is called by, around that rule's centres."""
+    rule = says.pop("rule", name)
+    centres = CENTRES.get(rule, CENTRES[BASELINE])
+    return Contender(name, {"name": rule, **says}, centres)
 
 
 CONTENDERS: Final = {
     one.name: one
     for one in (
-        adamw("adamw"),
-        adamw("adamw nesterov", momentum="nesterov"),
-        adamw("adamw cautious", direction_edits=["cautious"]),
-        adamw("adamw nesterov cautious", momentum="nesterov", direction_edits=["cautious"]),
-        adamw("ademamix", momentum=SLOW),
-        contender("adopt", ADAMW),
-        contender("lion", {task: rate / 4 for task, rate in ADAMW.items()}),
-        contender("prodigy", 0.5),
-        muon("muon + adamw", ADAMW, rule="adamw"),
+        contender("adamw"),
+        contender("adamw nesterov", rule="adamw", momentum="nesterov"),
+        contender("adamw cautious", rule="adamw", direction_edits=["cautious"]),
+        contender(
+            "adamw nesterov cautious",
+            rule="adamw",
+            momentum="nesterov",
+            direction_edits=["cautious"],
+        ),
+        contender("ademamix", rule="adamw", momentum=SLOW),
+        contender("adopt"),
+        contender("lion"),
+        contender("prodigy"),
+        contender("muon + adamw", rule="adamw", layers=[*EDGES, MUON]),
+        contender("acmsao"),
+        contender("acmsao one scale", rule="acmsao", scales=[16]),
+        contender(
+            "acmsao muon + acmsao",
+            rule="acmsao",
+            layers=[*EDGES, {"ndim": 2, "min_side": 2, "name": "acmsao", "inner": MUON_INSIDE}],
+        ),
     )
 }

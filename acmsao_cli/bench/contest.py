@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from acmsao_cli.bench.contenders import Contender
-from acmsao_cli.bench.task import Task
+from acmsao_cli.bench.tasks import Task
 from acmsao_cli.writing import writing
 
 EVALUATIONS: Final = 10

@@ -13,7 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from acmsao_cli.bench.task import Opened, Task, evaluated
+from acmsao_cli.bench.opened import Opened, evaluated
+from acmsao_cli.bench.tasks import Task
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.data.reading import read, require

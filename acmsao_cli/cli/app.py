@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from acmsao_cli import __version__
 from acmsao_cli.cli import (
+    ablate,
     compare,
     data,
     models,
@@ -43,6 +44,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("models", models.app),
     ("optimizers", optimizers.app),
     ("compare", compare.compare),
+    ("ablate", ablate.ablate),
     ("schema", schema.schema),
 )
 

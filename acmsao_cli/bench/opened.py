@@ -1,4 +1,4 @@
-"""What is trained: a task, and a task that was opened."""
+"""A task that was opened: weights and losses."""
 
 from __future__ import annotations
 
@@ -16,23 +16,6 @@ class Opened:
     parameters: list[tuple[str, nn.Parameter]]
     training_loss: Callable[[], Tensor]  # of the next batch
     validation_loss: Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Task:
-    """`open` takes a seed; `digest` tells apart what has one name and is not the same."""
-
-    name: str
-    about: str
-    unit: str
-    steps: int
-    open: Callable[[int], Opened]
-    digest: str = ""
-
-    @property
-    def identity(self) -> str:
-        """What its runs are kept under."""
-        return f"{self.name}@{self.digest}" if self.digest else self.name
 
 
 @torch.no_grad()
