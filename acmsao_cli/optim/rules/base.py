@@ -24,7 +24,8 @@ Cells: TypeAlias = Mapping[str, Cell]
 Sum: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
-_DRAWS: Final = 1 << 20  # the first noise stream that is no cell's
+_GOLDEN: Final = 0.6180339887498949  # irrational turns that spread points evenly
+_PLASTIC: Final = 0.7548776662466927
 
 
 def sum_here(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -61,6 +62,7 @@ class Context:
     # Where the rule is `guarded`, of the gradient; one that is not finite is given as zeros.
     gradient_norm: Tensor | None = None  # (batch, 1, 1)
     finite: Tensor | None = None  # bool (batch, 1, 1)
+    fit: Tensor | None = None  # the same as 1.0 and 0.0
 
     def total(self, x: Tensor) -> Tensor:
         """Sum of each parameter's entries, (batch, 1, 1)."""
@@ -98,18 +100,21 @@ class Context:
 
     def kept(self, decay: Scalar) -> Scalar:
         """A decay rate, 1 where the gradient is not finite: what is averaged stays as it is."""
-        return decay if self.finite is None else torch.where(self.finite, decay, 1.0)
+        return decay if self.fit is None else 1 - self.fit * (1 - decay)
 
     def taken(self, share: Scalar) -> Scalar:
         """The share of something new in an average, 0 where the gradient is not finite."""
-        return share if self.finite is None else torch.where(self.finite, share, 0.0)
+        return share if self.fit is None else self.fit * share
 
     def uniform(self, index: int) -> Tensor:
-        """Numbers in (0, 1), fp32 (batch, 1, 1): a function of seed, step, parameter and index."""
+        """Numbers in [0, 1), fp32 (batch, 1, 1), a function of seed, step, parameter and index.
+
+        The hash of seed and step, turned by irrational parts for parameter and index: each is
+        uniform by itself over the steps, and they differ, for a tenth of the cost of hashing.
+        """
         assert self.noise is not None, "the step that asks has noise"
-        stream = self.noise.stream(_DRAWS + index)
-        halves = stream.halves(torch.Size((len(stream.numbers), 1, 1)))
-        return halves.float().add_(0x8000 + 0.5).div_(1 << 16)
+        start = self.noise.salt / (1 << 32) + index * _PLASTIC
+        return (self.noise.numbers * _GOLDEN + start).frac().remainder_(1.0)
 
 
 class Rule(Protocol):
