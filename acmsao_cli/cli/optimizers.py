@@ -142,7 +142,7 @@ def print_sheet(sheet: Sheet) -> None:
     )
     print_table(state_rows(sheet.state, sheet.shapes, "storage"), indent=4)
     print_text(f"as {sheet.shapes.recipe} runs under the presets for GPUs:", indent=2)
-    print_table(tier_rows(sheet.tiers, sheet.shapes), indent=4)
+    print_tiers(sheet.tiers, sheet.shapes)
     typer.echo("\n  goes with:")
     print_table(company_rows(sheet), indent=4, wrap=True)
 
@@ -162,16 +162,16 @@ def state_rows(kept: Mapping[str, Placed], shapes: Shapes, what: str) -> Iterato
         yield name, *size_cells(size, shapes, host)
 
 
-def tier_rows(tiers: Sequence[Tier], shapes: Shapes) -> Iterator[tuple[str, ...]]:
+def print_tiers(tiers: Sequence[Tier], shapes: Shapes) -> None:
     """Of each preset the storage and its bytes, or why it refuses the rule."""
-    host = any(tier.state is not None and tier.state.host for tier in tiers)
-    head = size_head(host)
-    yield "preset", "storage", *head
+    made = [(tier, tier.state) for tier in tiers if tier.state is not None]
+    host = any(state.host for _, state in made)
+    rows = [(t.preset, t.storage, *size_cells(state, shapes, host)) for t, state in made]
+    if rows:
+        print_table([("preset", "storage", *size_head(host)), *rows], indent=4)
     for tier in tiers:
-        if tier.state is None:
-            yield tier.preset, "refused", *[""] * (len(head) - 1), str(tier.refused)
-        else:
-            yield tier.preset, tier.storage, *size_cells(tier.state, shapes, host)
+        if tier.refused:
+            print_text(f"{tier.preset} is refused: {tier.refused}", indent=4)
 
 
 def size_head(host: bool) -> tuple[str, ...]:

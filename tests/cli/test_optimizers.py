@@ -10,11 +10,24 @@ from typing import Any
 import pytest
 import torch
 from command_line import Acmsao
+from optim.storage.banked import Banked
 
-from acmsao_cli.cli.optimizer_sheet import defaults_of, option_rows, shapes_of, sheet
+from acmsao_cli.cli.optimizer_sheet import (
+    Shapes,
+    defaults_of,
+    option_rows,
+    shapes_of,
+    sheet,
+    state_bytes,
+    tier,
+)
+from acmsao_cli.cli.optimizers import print_tiers
+from acmsao_cli.config.locate import locate
+from acmsao_cli.config.preset import load_preset
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.optim import accounting, build_pipeline, catalog
 from acmsao_cli.optim.features import features
+from acmsao_cli.optim.rules.base import rule as rules
 
 RULES = [part for part in catalog.describe() if part.kind == "optimizer"]
 
@@ -120,7 +133,45 @@ def test_bytes_are_those_of_the_allocator() -> None:
     every = [shape for shape, count in shapes.counts.items() for _ in range(count)]
     found = sheet(RULES[0], "sdxl")
     pipeline = build_pipeline(RULES[0].name, storage="factored")
-    assert found.state["factored"] == accounting.state_bytes(pipeline, every)
+    assert found.state["factored"] == accounting.placed_bytes(pipeline, every)
+
+
+def test_what_presets_make_of_a_rule_is_told(acmsao: Acmsao) -> None:
+    told = {entry["preset"]: entry for entry in shown(acmsao, "prodigy")["presets"]}
+    assert list(told) == ["16gb", "24gb", "80gb"]
+    shapes = shapes_of("sdxl")
+    for preset, entry in told.items():
+        written = load_preset(locate("preset", preset)).document.values
+        part = written["settings" if preset == "80gb" else "full"]
+        assert entry["storage"] == part["optimizer"]["storage"]
+        assert entry["device_bytes"] == state_bytes("prodigy", entry["storage"], shapes)
+        assert (entry["host_bytes"], entry["refused"]) == (0, None)
+
+
+def test_a_preset_that_refuses_a_rule_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    shapes = Shapes("nothing", "sdxl-full", {(4, 4): 1})
+    found = tier("nosuch", "16gb", shapes)
+    assert found.state is None
+    print_tiers([found, tier("lion", "80gb", shapes)], shapes)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "80gb fp32 64 B 4.000" in out
+    assert "16gb is refused: " in out
+    assert "`nosuch`" in out
+
+
+def test_what_is_in_host_memory_is_told_beside_the_device(
+    acmsao: Acmsao, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rules._parts, "banked", Banked)
+    monkeypatch.setattr(Banked, "registered_name", "banked", raising=False)
+    out = acmsao("optimizers", "show", "banked").out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "storage               on the device  bytes each  in host memory  bytes each" in out
+    assert "factored_4bit         1.32 GB        0.516       1.32 GB         0.516" in out
+    state = shown(acmsao, "banked")["state"]
+    for name, total in state["bytes"].items():
+        assert state["host_bytes"][name] == total / 2
+        assert state["device_bytes"][name] == total / 2
 
 
 @pytest.mark.filterwarnings("ignore")

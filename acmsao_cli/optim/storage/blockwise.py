@@ -12,7 +12,13 @@ from torch.nn import functional
 
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.storage.codec import Codec, Pieces, shape_only
-from acmsao_cli.optim.storage.packing import pack, packed_length, split_sign, unpack, with_sign
+from acmsao_cli.optim.storage.packing import (
+    look_up,
+    pack,
+    packed_length,
+    signed,
+    with_sign,
+)
 from acmsao_cli.optim.storage.policy import ByRole, storage
 
 BLOCK: Final = 256  # elements that share a scale, in the order of memory
@@ -54,13 +60,14 @@ class Blockwise(Codec):
     def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return a fresh value."""
         batch, rows, cols, _ = pieces["shape"].shape
-        codes = unpack(pieces["code"], self.bits, rows * cols)
-        signs = split_sign(codes, self.bits)[1] if self.signed else codes > 0
-        value = _in_blocks(self._share(codes)).mul_(pieces["scale"].unsqueeze(2))
-        value = value.flatten(1)[:, : rows * cols]
+        code, count, levels = pieces["code"], rows * cols, self._levels(pieces["code"].device)
+        values = signed(levels) if self.signed else levels
+        value = _in_blocks(look_up(code, values, self.bits, count))
+        value = value.mul_(pieces["scale"].unsqueeze(2)).flatten(1)[:, :count]
         if not self.signed:
-            value.clamp_(min=_SMALLEST)
-        return value.mul_(signs).reshape(batch, rows, cols)
+            least = torch.where(levels > 0, _SMALLEST, 0.0)
+            value = torch.maximum(value, look_up(code, least, self.bits, count))
+        return value.reshape(batch, rows, cols)
 
     def write(
         self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None
@@ -75,7 +82,7 @@ class Blockwise(Codec):
         if self.signed:
             with_sign(codes, flat < 0, self.bits)
         else:
-            codes.clamp_(min=1).mul_(flat > 0)
+            codes.clamp_(min=1).mul_((flat > 0).view(torch.uint8))
         pieces["code"].copy_(pack(codes, self.bits))
         pieces["scale"].copy_(scale.squeeze(2))
 
@@ -83,15 +90,20 @@ class Blockwise(Codec):
     def _highest(self) -> int:
         return (1 << (self.bits - self.signed)) - 1
 
-    def _share(self, index: Tensor) -> Tensor:
-        return (index / self._highest).pow_(self.power)
+    def _levels(self, device: torch.device) -> Tensor:
+        """The share that each code without a sign stands for."""
+        codes = torch.arange(self._highest + 1, dtype=torch.float32, device=device)
+        return codes.div_(self._highest).pow_(self.power)
 
     def _drawn(self, share: Tensor, noise: Noise, shape: torch.Size) -> Tensor:
-        """The code below or the one above, by chance; `share` is used up."""
-        below = share.pow(1 / self.power).mul_(self._highest).floor_().clamp_(0, self._highest - 1)
-        low, gap = self._share(below), self._share(below + 1)
-        odds = share.sub_(low).div_(gap.sub_(low)).mul_(DRAWS)
-        del low, gap
+        """The code below or the one above, by chance, int32; `share` is used up."""
+        levels = self._levels(share.device)
+        place = share.pow(1 / self.power).mul_(self._highest).floor_()
+        below = place.clamp_(0, self._highest - 1).int()
+        del place
+        flat = below.view(-1)
+        odds = share.sub_(levels.index_select(0, flat).view_as(share))
+        odds.div_(levels.diff().index_select(0, flat).view_as(share)).mul_(DRAWS)
         # Never 0 and never all of them: a number that has a code keeps it.
         return below.add_(odds > noise.halves(shape).flatten(1) + (DRAWS // 2 + 0.5))
 

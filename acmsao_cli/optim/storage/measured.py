@@ -11,7 +11,7 @@ from torch import Tensor
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.storage.blockwise import DRAWS, Blockwise
 from acmsao_cli.optim.storage.codec import Codec, Pieces
-from acmsao_cli.optim.storage.packing import pack, packed_length, split_sign, unpack, with_sign
+from acmsao_cli.optim.storage.packing import look_up, pack, packed_length, signed, with_sign
 from acmsao_cli.optim.storage.policy import ByRole, storage
 from acmsao_cli.optim.storage.rank1 import Rank1, SignedRank1
 
@@ -50,10 +50,10 @@ class Measured(Codec):
     def read(self, pieces: Pieces, unit: Tensor | None = None) -> Tensor:
         """Return a fresh value."""
         assert unit is not None
-        codes = unpack(pieces["code"], self.bits, unit.shape[1] * unit.shape[2])
-        codes, signs = split_sign(codes, self.bits)
-        level = (codes + self._lowest).div_(self._highest).pow_(self.power).mul_(self.top)
-        return level.mul_(signs).reshape(unit.shape).mul_(unit)
+        places = torch.arange(self._lowest, self._highest + 1, device=unit.device)
+        levels = signed(places.div_(self._highest).pow_(self.power).mul_(self.top))
+        found = look_up(pieces["code"], levels, self.bits, unit.shape[1] * unit.shape[2])
+        return found.reshape(unit.shape).mul_(unit)
 
     def write(
         self, pieces: Pieces, value: Tensor, noise: Noise, unit: Tensor | None = None

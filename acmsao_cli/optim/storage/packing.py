@@ -41,12 +41,25 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return words.bitwise_and_(lowest).view(torch.uint8)[:, :count]
 
 
+def look_up(packed: Tensor, values: Tensor, bits: int, count: int) -> Tensor:
+    """Return fresh fp32 (batch, count), for each number its entry in `values` (2^bits,).
+
+    Several times faster than computing with the numbers.
+    """
+    if bits == 4:  # a byte at a time: the bytes of two fp32 are those of one int64
+        every = torch.arange(256, device=packed.device)
+        pairs = torch.stack([values[every & 15], values[every >> 4]], 1)
+        found = pairs.view(torch.int64).view(-1).index_select(0, packed.int().view(-1))
+        return found.view(torch.float32).view(len(packed), -1)[:, :count]
+    numbers = packed if bits == 8 else unpack(packed, bits, count)
+    return values.index_select(0, numbers.int().view(-1)).view(len(packed), -1)[:, :count]
+
+
+def signed(levels: Tensor) -> Tensor:
+    """The values of numbers `with_sign`, given those of numbers without."""
+    return torch.cat([levels, -levels])
+
+
 def with_sign(codes: Tensor, negative: Tensor, bits: int) -> Tensor:
     """Set the highest of `bits` bits where `negative`, in place."""
     return codes.bitwise_or_(negative.to(torch.uint8) << (bits - 1))
-
-
-def split_sign(codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Undo `with_sign`, in place; also return +1 or -1 for each, as int8."""
-    signs = (codes >> (bits - 1)).view(torch.int8).mul_(-2).add_(1)
-    return codes.bitwise_and_((1 << (bits - 1)) - 1), signs
