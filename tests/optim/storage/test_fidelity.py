@@ -137,3 +137,43 @@ def test_no_update_is_above_three_learning_rates(name: str, kind: str) -> None:
     }[kind]
     stream = torch.randn(STEPS, 1, 64, 96, generator=generator) * scale
     assert max(float(update.abs().max()) for update in updates(name, stream)) <= 3
+
+
+@pytest.mark.parametrize(("name", "jitter"), [("factored_8bit", 0.02), ("factored_4bit", 0.24)])
+def test_a_bank_whose_increments_are_small_steps_converges_to_the_mean(
+    name: str, jitter: float
+) -> None:
+    slope, apart = banked(name)
+    assert slope == pytest.approx(1, abs=0.02)  # on average nothing is lost
+    assert apart < jitter  # the exact bank's own noise is .14
+
+
+def test_a_bank_of_signs_does_not() -> None:
+    """An increment of a twenty-fifth cannot turn a sign: for banks, four bits are the least."""
+    slope, apart = banked("factored")
+    assert slope < 0.5
+    assert apart > 0.25
+
+
+def banked(name: str, visits: int = 600) -> tuple[float, float]:
+    """H += (x - H) / 25 where x is a constant and noise: stored over exact, and the rms between.
+
+    The first is of the time averages' components along the constant.
+    """
+    codec = named_storage(name).codec(Slot("bank"))
+    generator = torch.Generator().manual_seed(0)
+    constant = torch.randn(1, 32, 128, generator=generator) * 0.3
+    kept = codec.allocate((1, 32, 128), CPU)
+    exact, stored_sum, exact_sum = (torch.zeros_like(constant) for _ in range(3))
+    apart = []
+    for visit in range(visits):
+        x = constant + torch.randn(constant.shape, generator=generator)
+        exact = exact.lerp(x, 1 / 25)
+        codec.write(kept, codec.read(kept).lerp(x, 1 / 25), noise(1, visit * 77))
+        if visit >= 100:
+            stored = codec.read(kept)
+            stored_sum += stored
+            exact_sum += exact
+            apart.append((stored - exact).square().mean())
+    slope = (stored_sum * constant).sum() / (exact_sum * constant).sum()
+    return float(slope), float(torch.stack(apart).mean().sqrt())
