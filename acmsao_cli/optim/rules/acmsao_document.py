@@ -111,8 +111,8 @@ class AcmsaoDocument(Wrapper):
         host = self.ram_offload is not None and self.ram_offload[index]
         return (
             Slot(f"history_{index}", depth=self.history_size, host=host),
-            Slot(f"norm_{index}", Role.SCALAR, depth=self.history_size),
-            Slot(f"taken_at_{index}", Role.SCALAR, depth=self.history_size),
+            Slot(f"norms_{index}", Role.SCALAR, width=self.history_size),
+            Slot(f"taken_at_{index}", Role.SCALAR, width=self.history_size),
         )
 
     def _entries(self, index: int, cells: Cells) -> list[Cell]:
@@ -121,8 +121,8 @@ class AcmsaoDocument(Wrapper):
     def _visit(self, index: int, norm: Tensor, limit: Tensor, cells: Cells, ctx: Context) -> Bank:
         """Decide whether a scale takes the gradient, and note when and how large it was."""
         _, norms, steps = self._slots(index)
-        taken_at = _stacked(steps, cells)
-        bank = Bank(_stacked(norms, cells), ctx.step - taken_at, taken_at > 0, place=None)
+        taken_at = _in_front(steps, cells)
+        bank = Bank(_in_front(norms, cells), ctx.step - taken_at, taken_at > 0, place=None)
         due = (ctx.step - 1) % _BASE**index == 0
         if due is False:
             return bank
@@ -209,13 +209,13 @@ def _limit(norm: Tensor, threshold: float, cells: Cells, ctx: Context) -> Tensor
     return (mean + threshold * (both + 1e-8)).clamp(min=_TINY)
 
 
-def _stacked(slot: Slot, cells: Cells) -> Tensor:
-    return torch.stack([cells[name].read() for name in slot.cells])
+def _in_front(slot: Slot, cells: Cells) -> Tensor:
+    """View a slot's numbers (batch, 1, entries) as (entries, batch, 1, 1)."""
+    return cells[slot.name].read().movedim(2, 0).unsqueeze(3)
 
 
-def _write(slot: Slot, stacked: Tensor, cells: Cells) -> None:
-    for name, number in zip(slot.cells, stacked.unbind(), strict=True):
-        cells[name].write(number)
+def _write(slot: Slot, in_front: Tensor, cells: Cells) -> None:
+    cells[slot.name].write(in_front.squeeze(3).movedim(0, 2))
 
 
 def _check(given: AcmsaoDocument) -> None:
