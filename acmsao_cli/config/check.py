@@ -21,10 +21,12 @@ def unknown_key(path: str, place: str, known: Outline) -> Problem:
     """Say that there is no such key, and which one was probably meant or who has it."""
     message = f"unknown key `{path}`"
     option = path.removeprefix(f"{OPTIMIZER}.") if _is_recipe(known) else ""
-    if rules := rules_with(option):
-        return Problem(message, place, hint=f"only optimizer.name: {' or '.join(rules)} has it")
+    rules = " or ".join(rules_with(option))
     if option != path and (form := of_a_momentum(option)):
+        form += f"; optimizer.name: {rules} has it too" if rules else ""
         return Problem(message, place, hint=form)
+    if rules:
+        return Problem(message, place, hint=f"only optimizer.name: {rules} has it")
     if owner := _owner(path, known):
         return Problem(message, place, hint=f"only {owner} has it")
     near = closest_key(path, [*known.leaves, *known.sections])

@@ -29,7 +29,7 @@ KINDS = (
     "schedule",
 )
 Kind: TypeAlias = Literal[
-    "number", "count", "truth", "text", "null", "list", "schedule", "rule", "momentum", "ratio"
+    "number", "count", "truth", "text", "null", "list", "schedule", "rule", "momentum", "ratio", "phases"
 ]
 WRAPPED = re.compile(r"offloaded\((.*)\)")  # a storage in host memory
 
@@ -68,6 +68,7 @@ _KIND_OF_ANNOTATION: Final[dict[str, tuple[Kind, ...]]] = {
     "Rule": ("rule",),
     "Momentum": ("momentum",),
     "Ratio": ("ratio",),
+    "Phases": ("phases",),
 }
 
 
@@ -106,7 +107,8 @@ def of_a_momentum(option: str) -> str | None:
 
 def _statements(file: Path) -> Sequence[ast.stmt]:
     text = file.read_text(encoding="utf-8")
-    needed = "@dataclass" in text or any(f"@{kind}(" in text for kind in KINDS)
+    marks = ("@dataclass", "TypeAlias = Literal", *(f"@{kind}(" for kind in KINDS))
+    needed = any(mark in text for mark in marks)
     return ast.parse(text).body if needed else ()
 
 
@@ -136,7 +138,7 @@ def _options(
     if not isinstance(node, ast.ClassDef):
         return {}
     found: dict[str, Option] = {}
-    for base in node.bases:
+    for base in reversed(node.bases):  # the order of dataclasses
         if isinstance(base, ast.Name) and base.id in classes:
             found |= _options(classes[base.id], classes, aliases)
     for statement in node.body if _is_dataclass(node) else ():

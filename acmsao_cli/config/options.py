@@ -130,7 +130,7 @@ def _fits(wanted: Wanted, value: Any) -> bool:
         case "list":
             length = wanted.length or len(value) if isinstance(value, list | tuple) else -1
             return isinstance(value, list | tuple) and len(value) == length
-        case "schedule":
+        case "schedule" | "phases":
             return isinstance(value, Mapping)
     return isinstance(value, str | Mapping)
 
@@ -156,4 +156,6 @@ def _words(wanted: Wanted) -> str:
             return f"a list{of}, each {words_for(wanted.items)}"
         case "schedule":
             return "a schedule, as in {name: milestones, ...}"
+        case "phases":
+            return "phases by name, as in {high: {until: 0.25, factor: 1.1, recency: 2}, ...}"
     return f"a {wanted.kind}, by name or as {{name: ..., with its options}}"

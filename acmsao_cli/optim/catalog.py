@@ -39,6 +39,7 @@ REGISTRIES: Final[tuple[Registry[Any], ...]] = (
     schedules,
 )
 _SOCKETS: Final[dict[str, Registry[Any]]] = {"momentum": momenta, "ratio": ratios, "inner": rule}
+_TABLES: Final = ("phases",)  # options that are mappings themselves
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _value(option: str, value: Any, default: Any) -> Any:
     """
     if option in _SOCKETS and isinstance(value, str) and value == part_name(default):
         return default
-    if option not in _SOCKETS and isinstance(value, Mapping):
+    if option not in _SOCKETS and option not in _TABLES and isinstance(value, Mapping):
         return build_part(schedules, value)
     if option in _SOCKETS and not callable(value) and not dataclasses.is_dataclass(value):
         return build_part(_SOCKETS[option], value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -67,7 +67,7 @@ class MemoryOptions:
     history_size: int = 8
     cycle: float = 0.1
     cycle_period: int | str = 1000
-    phases: Phases | None = None
+    phases: Phases | Mapping[str, Any] | None = None
     total_steps: int | None = None
     pace: Pace = "steps"
     growth: Course | None = None
@@ -82,7 +82,7 @@ class MemoryOptions:
     @cached_property
     def all_phases(self) -> Phases:
         """The cycle's phases."""
-        return three_phases(self.cycle) if self.phases is None else self.phases
+        return three_phases(self.cycle) if self.phases is None else as_phases(self.phases)
 
     def length(self, ctx: Context) -> int:
         """Steps of the run; where nobody knows, of one that is long for this memory."""
