@@ -89,16 +89,18 @@ def _layer_text(layer: LayerRule) -> str:
 BASELINE: Final = "adamw"
 # Matrices whose rows are words or places, not directions.
 EDGES: Final = tuple({"match": match} for match in ("*embed_tokens*", "*positions*", "*lm_head*"))
-MUON_INSIDE: Final = {"name": "muon", "scale": "match_rms_adamw"}
-MUON: Final = {"ndim": 2, "min_side": 2, **MUON_INSIDE}
+MUON_RULE: Final = {"name": "muon", "scale": "match_rms_adamw"}
+MUON: Final = {"ndim": 2, "min_side": 2, **MUON_RULE}
 # An average over ten thousand steps cannot fill in a few hundred: it is as slow as the run is long.
 SLOW: Final = {"name": "ademamix", "slow_beta": 0.99, "alpha": 2.0}
 
 # Where rates are looked for, by rule and task; of a rule that is not here, where AdamW's are.
-ADAMW: Final = {ANY: 4e-3, "pictures": 4e-3, "bytes": 4e-3, "bytes-batch-2": 2e-3, "lora": 8e-3}
+ADAMW: Final = {ANY: 4e-3, "bytes-batch-2": 2e-3}
+AROUND_MUON: Final = {ANY: 8e-3, "pictures": 4e-3, "bytes": 16e-3}
 CENTRES: Final[Mapping[str, Mapping[str, float]]] = {
     "adamw": ADAMW,
-    "lion": {task: rate / 4 for task, rate in ADAMW.items()},
+    "lion": {ANY: 1e-3, "pictures": 2e-3, "bytes-batch-2": 2.5e-4, "lora": 2e-3},
+    "muon": AROUND_MUON,
     "prodigy": {ANY: 0.5},
     "dadaptation": {ANY: 0.5},
     "a2grad": {ANY: 1.0},
@@ -107,36 +109,35 @@ CENTRES: Final[Mapping[str, Mapping[str, float]]] = {
 }
 
 
-def contender(name: str, **says: Any) -> Contender:
-    """Of the rule `rule`, or of the rule it is called by, around that rule's centres."""
-    rule = says.pop("rule", name)
-    centres = CENTRES.get(rule, CENTRES[BASELINE])
-    return Contender(name, {"name": rule, **says}, centres)
+def contender(
+    name: str, rule: str = "", centres: Mapping[str, float] | None = None, **says: Any
+) -> Contender:
+    """Of a rule, the one it is called by if none is named, around that rule's centres."""
+    rule = rule or name
+    return Contender(name, {"name": rule, **says}, centres or CENTRES.get(rule, ADAMW))
 
 
 CONTENDERS: Final = {
     one.name: one
     for one in (
         contender("adamw"),
-        contender("adamw nesterov", rule="adamw", momentum="nesterov"),
-        contender("adamw cautious", rule="adamw", direction_edits=["cautious"]),
+        contender("adamw nesterov", "adamw", momentum="nesterov"),
+        contender("adamw cautious", "adamw", direction_edits=["cautious"]),
         contender(
-            "adamw nesterov cautious",
-            rule="adamw",
-            momentum="nesterov",
-            direction_edits=["cautious"],
+            "adamw nesterov cautious", "adamw", momentum="nesterov", direction_edits=["cautious"]
         ),
-        contender("ademamix", rule="adamw", momentum=SLOW),
+        contender("ademamix", "adamw", momentum=SLOW),
         contender("adopt"),
         contender("lion"),
         contender("prodigy"),
-        contender("muon + adamw", rule="adamw", layers=[*EDGES, MUON]),
+        contender("muon + adamw", "adamw", AROUND_MUON, layers=[*EDGES, MUON]),
         contender("acmsao"),
-        contender("acmsao one scale", rule="acmsao", scales=[16]),
+        contender("acmsao one scale", "acmsao", scales=[16]),
         contender(
             "acmsao muon + acmsao",
-            rule="acmsao",
-            layers=[*EDGES, {"ndim": 2, "min_side": 2, "name": "acmsao", "inner": MUON_INSIDE}],
+            "acmsao",
+            AROUND_MUON,
+            layers=[*EDGES, {"ndim": 2, "min_side": 2, "name": "acmsao", "inner": MUON_RULE}],
         ),
     )
 }

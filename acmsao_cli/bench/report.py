@@ -20,21 +20,21 @@ HOW_IT_RAN = (
 WHAT_IT_SAYS = (
     "Validation loss: mean ± standard deviation (standard error of the mean) over the seeds; lower "
     "is better. Against {reference}: the difference of the means in standard errors of the two "
-    "together; negative is better. Of three seeds each, chance alone makes 2 or more about one time "
-    "in nine. Steps and CPU seconds to {reference}'s mean final loss: median of the seeds that got "
+    "together; negative is better. With three seeds each, chance alone makes 2 or more one time in "
+    "nine. Steps and CPU seconds to {reference}'s mean final loss: median of the seeds that got "
     "there; seconds are of training alone, on one thread."
 )
 
 
-def write(stem: Path, result: Mapping[str, Any]) -> list[Path]:
-    """Write `stem`.json, .md and .png; return what was written. Raises OutputError.
+def write(stem: Path, result: Mapping[str, Any], picture: Path | None = None) -> list[Path]:
+    """Write `stem`.json, .md and .png (or `picture`); return what was written. Raises OutputError.
 
     There is no picture where matplotlib is missing, or nothing to show.
     """
     written = [stem.with_suffix(".json"), stem.with_suffix(".md")]
     write_whole(written[0], json.dumps(result, indent=1) + "\n")
     write_whole(written[1], markdown(result))
-    picture = stem.with_suffix(".png")
+    picture = picture or stem.with_suffix(".png")
     return [*written, picture] if plot(result, picture) else written
 
 
