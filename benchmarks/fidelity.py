@@ -20,10 +20,10 @@ from typing import Any
 import recording
 import torch
 from entries import Absent, Entry, entries
-from tasks import open_reader
 from torch import Tensor, nn
 from torch.nn import functional
 
+from acmsao_cli.bench.built_in import open_reader
 from acmsao_cli.optim import ComposedOptimizer, build_pipeline
 
 STEPS = 150
