@@ -138,6 +138,7 @@ class OptimizerSection(Section):
             or self.rounding == KAHAN
             or any(value is not None for value in rules_own)
             or any(not isinstance(part, str) for part in parts_given)
+            or (self.direction_edits and "inner" in self.known_options())  # it may have its own
         )
 
     def known_options(self) -> Options:
