@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -76,7 +77,7 @@ class AcmsaoDocument(Wrapper):
     @property
     def slots(self) -> tuple[Slot, ...]:
         """The inner rule's, the banks, and the statistics of norms."""
-        own = (slot for index in range(self.num_scales) for slot in self._slots(index))
+        own = (slot for bank in self._banks for slot in bank)
         return (*self.inner.slots, *own, *_STATISTICS)
 
     @property
@@ -106,21 +107,25 @@ class AcmsaoDocument(Wrapper):
 
     # The banks
 
-    def _slots(self, index: int) -> tuple[Slot, Slot, Slot]:
-        """A scale's entries, their norms, and the steps they are from; 0 where there is none."""
-        host = self.ram_offload is not None and self.ram_offload[index]
-        return (
-            Slot(f"history_{index}", depth=self.history_size, host=host),
-            Slot(f"norms_{index}", Role.SCALAR, width=self.history_size),
-            Slot(f"taken_at_{index}", Role.SCALAR, width=self.history_size),
+    @cached_property
+    def _banks(self) -> tuple[tuple[Slot, Slot, Slot], ...]:
+        """By scale the entries, their norms, and the steps they are from; 0 where there is none."""
+        host = self.ram_offload or (False,) * self.num_scales
+        return tuple(
+            (
+                Slot(f"history_{index}", depth=self.history_size, host=host[index]),
+                Slot(f"norms_{index}", Role.SCALAR, width=self.history_size),
+                Slot(f"taken_at_{index}", Role.SCALAR, width=self.history_size),
+            )
+            for index in range(self.num_scales)
         )
 
     def _entries(self, index: int, cells: Cells) -> list[Cell]:
-        return [cells[name] for name in self._slots(index)[0].cells]
+        return [cells[name] for name in self._banks[index][0].cells]
 
     def _visit(self, index: int, norm: Tensor, limit: Tensor, cells: Cells, ctx: Context) -> Bank:
         """Decide whether a scale takes the gradient, and note when and how large it was."""
-        _, norms, steps = self._slots(index)
+        _, norms, steps = self._banks[index]
         taken_at = _in_front(steps, cells)
         bank = Bank(_in_front(norms, cells), ctx.step - taken_at, taken_at > 0, place=None)
         due = (ctx.step - 1) % _BASE**index == 0
