@@ -160,10 +160,10 @@ class AcmsaoDocument(Wrapper):
 
     def _products(self, grad: Tensor, cells: Cells, ctx: Context) -> Tensor:
         """The gradient's inner products with all entries as they were, (all, batch, 1, 1)."""
-        parts = []
+        parts, product = [], torch.empty_like(grad)  # one for all: allocating costs more
         for index in range(self.num_scales):
             for cell in self._entries(index, cells):
-                parts.append(ctx.part(grad * cell.read()))
+                parts.append(ctx.part(torch.mul(grad, cell.read(), out=product)))
                 cell.release()
         return torch.stack(ctx.totals(*parts))
 
