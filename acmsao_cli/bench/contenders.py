@@ -92,7 +92,7 @@ EDGES: Final = tuple({"match": match} for match in ("*embed_tokens*", "*position
 MUON_RULE: Final = {"name": "muon", "scale": "match_rms_adamw"}
 MUON: Final = {"ndim": 2, "min_side": 2, **MUON_RULE}
 # An average over ten thousand steps cannot fill in a few hundred: it is as slow as the run is long.
-SLOW: Final = {"name": "ademamix", "slow_beta": 0.99, "alpha": 2.0}
+SLOW: Final = {"name": "ademamix", "slow_beta": 0.99, "alpha": 5.0, "warmup": "run"}
 
 # Where rates are looked for, by rule and task; of a rule that is not here, where AdamW's are.
 ADAMW: Final = {ANY: 4e-3, "bytes-batch-2": 2e-3}
@@ -127,11 +127,13 @@ CONTENDERS: Final = {
             "adamw nesterov cautious", "adamw", momentum="nesterov", direction_edits=["cautious"]
         ),
         contender("ademamix", "adamw", momentum=SLOW),
+        contender("ademamix .999", "adamw", momentum={**SLOW, "slow_beta": 0.999}),
         contender("adopt"),
         contender("lion"),
         contender("prodigy"),
         contender("muon + adamw", "adamw", AROUND_MUON, layers=[*EDGES, MUON]),
         contender("acmsao"),
+        contender("acmsao without memory", "acmsao", alpha=0.0),
         contender("acmsao one scale", "acmsao", scales=[16]),
         contender(
             "acmsao muon + acmsao",
