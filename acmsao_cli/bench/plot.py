@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from acmsao_cli.writing import staged
 
+Point: TypeAlias = Mapping[str, Any]  # of a grid
+
 REFERENCE_COLOUR: Final = "tab:red"
 COLOUR: Final = "tab:blue"
+LEAST_RANGE: Final = 0.005  # of a panel around 1: what is smaller is no difference
 BEYOND: Final = 6.0  # spreads of the better half: what lies further off would squeeze the others
 
 
@@ -23,11 +26,11 @@ def plot(result: Mapping[str, Any], path: Path) -> bool:
     """Write the picture; say whether there was something to draw, and something that draws."""
     panels = {name: found["figures"] for name, found in result["tasks"].items() if found["figures"]}
     grids = [
-        (name, option, points)
+        (name, option, _in_those_of_the_base(points, found["sensitivity"]))
         for name, found in result["tasks"].items()
         for option, points in found.get("sensitivity", {}).items()
-        if sum(point["mean"] is not None for point in points) > 1
     ]
+    grids = [(name, option, points) for name, option, points in grids if len(points) > 1]
     if not panels or not can_plot():
         return False
     import matplotlib
@@ -95,17 +98,26 @@ def _edge(highest: Sequence[float]) -> float:
     return max(middle + BEYOND * (middle - best) / 2, middle) if middle > best else sorted_[-1]
 
 
-def _grid(axis: Any, option: str, lines: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+def _in_those_of_the_base(
+    points: Sequence[Point], grids: Mapping[str, Sequence[Point]]
+) -> list[Point]:
+    """Losses as multiples of the base's, which stands in the learning rate's grid."""
+    base = next((p["mean"] for p in grids["lr"] if p["is_base"]), None)
+    return [
+        {**p, "mean": p["mean"] / base, "deviation": (p["deviation"] or 0.0) / base}
+        for p in points
+        if base is not None and p["mean"] is not None
+    ]
+
+
+def _grid(axis: Any, option: str, lines: Sequence[tuple[str, Sequence[Point]]]) -> None:
     """One option: the loss in those of the base at each value, a line for each task."""
-    values = [point["value"] for point in lines[0][1]]
+    values = list(dict.fromkeys(point["value"] for _, points in lines for point in points))
     for number, (task, points) in enumerate(lines):
-        base = next((p["mean"] for p in points if p["is_base"] and p["mean"]), None)
-        base = base or min(p["mean"] for p in points if p["mean"] is not None)
-        there = [(values.index(p["value"]), p) for p in points if p["mean"] is not None]
         axis.errorbar(
-            [place for place, _ in there],
-            [p["mean"] / base for _, p in there],
-            [(p["deviation"] or 0.0) / base for _, p in there],
+            [values.index(point["value"]) for point in points],
+            [point["mean"] for point in points],
+            [point["deviation"] for point in points],
             fmt="o-",
             ms=3,
             lw=1,
@@ -116,6 +128,9 @@ def _grid(axis: Any, option: str, lines: Sequence[tuple[str, Sequence[Mapping[st
     axis.axhline(1.0, color="grey", lw=0.8, ls=":")
     axis.set_xticks(range(len(values)), values, fontsize=7)
     axis.tick_params(axis="y", labelsize=7)
+    axis.ticklabel_format(axis="y", useOffset=False)
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, 1 - LEAST_RANGE), max(high, 1 + LEAST_RANGE))
     axis.set_title(option, fontsize=9)
     axis.grid(alpha=0.25)
     if option == "lr":

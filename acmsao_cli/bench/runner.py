@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import statistics
 import threading
 from collections.abc import Callable, Sequence
@@ -43,8 +44,21 @@ class Stage:
     followers: int = 0
 
 
-def perform(stages: Sequence[Stage], cache: Path, processes: int, listener: Listener) -> None:
-    """Make every run that is not in the cache. Raises WorkerError where a process died."""
+def unprepared() -> None:
+    """What another process does first, where nothing is asked for."""
+
+
+def perform(
+    stages: Sequence[Stage],
+    cache: Path,
+    processes: int,
+    listener: Listener,
+    prepare: Callable[[], None] = unprepared,
+) -> None:
+    """Make every run that is not in the cache; other processes begin with `prepare`.
+
+    Raises WorkerError where a process died.
+    """
     known = {key: row for key, row in recorded(cache).items() if "error" not in row}
 
     def keep(job: Job, row: Row) -> None:
@@ -58,7 +72,7 @@ def perform(stages: Sequence[Stage], cache: Path, processes: int, listener: List
         while todo := missing(stages, known):
             keep(todo[0], tried(todo[0]))
     else:
-        perform_beside(stages, known, processes, keep)
+        perform_beside(stages, known, processes, keep, prepare)
 
 
 def perform_beside(
@@ -66,10 +80,13 @@ def perform_beside(
     known: dict[Key, Row],
     processes: int,
     keep: Callable[[Job, Row], None],
+    prepare: Callable[[], None],
 ) -> None:
     """In several processes; `keep` adds to `known`, here. They end when this one stops."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=end_with_the_parent)
+    pool = ProcessPoolExecutor(
+        processes, mp_context=spawn, initializer=begin_process, initargs=(prepare,)
+    )
     running: dict[Future[Row], Job] = {}
     try:
         while True:
@@ -90,8 +107,13 @@ def perform_beside(
         pool.shutdown(cancel_futures=True)
 
 
-def end_with_the_parent() -> None:
-    """Do not outlive the process that gives the work, however it ended."""
+def begin_process(prepare: Callable[[], None]) -> None:
+    """Prepare, and do not outlive the process that gives the work, however it ended.
+
+    What the keyboard sends goes to all; the parent alone answers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

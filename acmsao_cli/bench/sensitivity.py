@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -106,14 +107,19 @@ def values_of(base: Contender, option: str, value: Any) -> Sequence[Any]:
 
 
 def around(value: float) -> list[Any]:
-    """Values around a number: a decay's distance from 1 is scaled, a count stays whole."""
+    """Values around a number: a decay's distance from 1 is scaled, a count stays whole.
+
+    Neither 0 nor infinity has any.
+    """
+    if not value or not math.isfinite(value):
+        return []
     if isinstance(value, int):
-        return sorted({max(1, round(value * factor)) for factor in FACTORS}) if value > 0 else []
+        return sorted({max(1, round(value * factor)) for factor in FACTORS})
     if 0.5 <= value < 1:
         short = sorted((1 - value) * factor for factor in FACTORS)
         return [value if one == 1 - value else _short(1 - one) for one in short[::-1] if one < 1]
     factors = FACTORS if abs(value) >= TINY else TINY_FACTORS
-    return [value if f == 1.0 else _short(value * f) for f in factors] if value else []
+    return [value if f == 1.0 else _short(value * f) for f in factors]
 
 
 def _short(value: float) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from acmsao_cli.cli.console import print_json, print_table, safe
+from acmsao_cli.cli.quiet import quiet_libraries
 from acmsao_cli.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def perform(stages: Sequence[Stage], jobs: int, place: Place) -> None:
     from acmsao_cli.bench import runner
 
     with going_on(place):
-        runner.perform(stages, place.cache, jobs, lambda progress: show(progress, place))
+        runner.perform(
+            stages, place.cache, jobs, lambda progress: show(progress, place), quiet_libraries
+        )
 
 
 def require_runs(place: Place) -> None:
