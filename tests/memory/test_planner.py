@@ -17,7 +17,7 @@ from acmsao_cli.data.randomness import Draw
 from acmsao_cli.engine.step import Core, build_core
 from acmsao_cli.errors import DoesNotFitError
 from acmsao_cli.memory.attention import fused_attention_shapes
-from acmsao_cli.memory.planner import meta_batches, plan, require_fit, trace_step
+from acmsao_cli.memory.planner import BLOCK, meta_batches, plan, require_fit, trace_step
 from acmsao_cli.models import catalog
 from acmsao_cli.models.quiet import quiet_libraries
 
@@ -118,6 +118,18 @@ def test_what_saves_memory_shows_in_the_plan(folders: dict[str, Path], family: s
     assert peak(**FULL, **FUSED, training={"clip_norm": 1.0, "clip": "two_pass"}) <= 1.02 * fused
     assert peak(**FULL, training={"batch_size": 1}) < full
     assert peak(**LORA) < full
+
+
+def test_banks_in_host_memory_do_not_take_the_devices(folders: dict[str, Path]) -> None:
+    def recipe(away: bool) -> Recipe:
+        banks = {"scales": [4, 16], "ram_offload": [away, away], "storage": "bf16"}
+        return recipe_of("causal_lm", folders, **FULL, optimizer={"name": "acmsao", **banks})
+
+    resident, away = (plan(RunConfig("x", recipe(host), {})) for host in (False, True))
+    assert away.by_category["optimizer"] < resident.by_category["optimizer"]
+    core = opened(recipe(True), "meta")
+    held = sum(-(-piece.nbytes // BLOCK) * BLOCK for piece in core.optimizer.resident_state())
+    assert away.by_category["optimizer"] == held
 
 
 def test_the_state_is_the_optimizers_own_count(folders: dict[str, Path]) -> None:
