@@ -4,6 +4,7 @@ import acmsao_cli.optim.edits
 import acmsao_cli.optim.rules
 import acmsao_cli.optim.storage  # noqa: F401
 from acmsao_cli.optim import accounting, catalog
+from acmsao_cli.optim.acmsao import ACMSAO
 from acmsao_cli.optim.batches import ONE_BY_ONE, Stacking
 from acmsao_cli.optim.catalog import build_pipeline
 from acmsao_cli.optim.drop_in import (
@@ -30,6 +31,7 @@ from acmsao_cli.optim.optimizer import ComposedOptimizer
 from acmsao_cli.optim.pipeline import Pipeline
 
 __all__ = [
+    "ACMSAO",
     "ONE_BY_ONE",
     "SGD",
     "A2Grad",

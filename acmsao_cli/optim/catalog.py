@@ -61,7 +61,7 @@ def build_pipeline(
     gradient_edits: Iterable[Spec] = (),
     direction_edits: Iterable[Spec] = (),
     rounding: str = "stochastic",
-    decay: str = "decoupled",
+    decay: Spec = "decoupled",
     **options: Any,
 ) -> Pipeline:
     """Compose a pipeline from names; options that are None are the rule's own.

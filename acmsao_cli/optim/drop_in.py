@@ -55,7 +55,7 @@ class Options(TypedDict, total=False):
     gradient_edits: Iterable[Spec]
     direction_edits: Iterable[Spec]
     rounding: str
-    decay: str | None
+    decay: Spec | None
     layers: Sequence[LayerRule]
     stacking: Stacking | None
     seed: int
@@ -84,7 +84,7 @@ class DropIn(ComposedOptimizer):
         gradient_edits: Iterable[Spec] = (),
         direction_edits: Iterable[Spec] = (),
         rounding: str = "stochastic",
-        decay: str | None = None,
+        decay: Spec | None = None,
         layers: Sequence[LayerRule] = (),
         stacking: Stacking | None = None,
         seed: int = 0,

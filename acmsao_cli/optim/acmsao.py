@@ -1,0 +1,201 @@
+"""ACMSAO with the arguments of its document, in both of its forms."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias, Unpack, cast, get_args
+
+import torch
+
+from acmsao_cli.errors import OptimizerError
+from acmsao_cli.optim import accounting
+from acmsao_cli.optim.admission import Admission
+from acmsao_cli.optim.catalog import build_part
+from acmsao_cli.optim.drop_in import Betas, DropIn, Options, Parameters, Rate, RuleSpec
+from acmsao_cli.optim.multi_scale import BankKind, Pace, Visits
+from acmsao_cli.optim.phases import Phases
+from acmsao_cli.optim.rules.acmsao import Acmsao, AnyAttention
+from acmsao_cli.optim.rules.acmsao_document import AcmsaoDocument, Similarity
+from acmsao_cli.optim.rules.adam import AdamW
+from acmsao_cli.optim.rules.base import Rule, check_betas, rule
+from acmsao_cli.optim.schedules import Course
+
+Mode: TypeAlias = Literal["scalable", "document"]
+_RULES: Final[dict[str, type[Rule]]] = {"scalable": Acmsao, "document": AcmsaoDocument}
+_WARNED: Final = 0.1  # of the memory there is
+_LONG: Final = 1000  # entries of a history: the document's default
+
+
+class ACMSAO(DropIn):
+    """`acmsao`, or with mode="document" `acmsao_document`, with the document's arguments.
+
+    The arguments up to `ram_offload` are the document's, with its defaults but for `history_size`
+    (it has 1000: 15.4 TB for SDXL) and `ram_offload` (it has the last of three scales). Those that
+    one of the modes does not have are refused there, as is an option without effect. `num_scales`
+    and `scales` are two ways to say one thing: 3 are (1, 4, 16). `betas`, `eps` and `amsgrad` are
+    Adam's; another rule, as inner="lion" or inner={"name": "muon", ...}, has its own.
+    `total_steps` is the run's length, by which weight and horizon of the memory grow.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: Rate = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Course = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        cycle_period: int | str = 1000,
+        num_scales: int = 3,
+        history_size: int = 8,
+        sparsity_factor: float = 0.1,
+        magnitude_threshold: float = 0.5,
+        ram_offload: tuple[bool, ...] | list[bool] | None = None,
+        *,
+        mode: Mode = "scalable",
+        total_steps: int | None = None,
+        scales: tuple[int, ...] | list[int] | str | None = None,
+        horizon: float = 25.0,
+        alpha: float | tuple[float, ...] | None = None,
+        attention: AnyAttention | None = None,
+        admission: Admission = "robust",
+        kappa: float = 1.0,
+        nesterov: bool = True,
+        visits: Visits = "momentum",
+        bank: BankKind = "mean",
+        temperature: float | None = None,
+        similarity: Similarity = "dot",
+        lagged: bool = True,
+        cycle: float = 0.1,
+        phases: Phases | Mapping[str, Any] | None = None,
+        pace: Pace = "steps",
+        growth: Course | None = None,
+        ramp: Course | None = None,
+        inner: RuleSpec = "adamw",
+        **options: Unpack[Options],
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise OptimizerError(
+                f"mode cannot be `{mode}`", hint="scalable, or document for the literal algorithm"
+            )
+        check_betas(betas)
+        own = {
+            "inner": _inner(inner, {"betas": betas, "eps": eps, "amsgrad": amsgrad}),
+            "num_scales": num_scales,
+            "ram_offload": None if ram_offload is None else tuple(ram_offload),
+            "cycle_period": cycle_period,
+            "history_size": history_size,
+            "sparsity_factor": sparsity_factor,
+            "magnitude_threshold": magnitude_threshold,
+            "cycle": cycle,
+            "phases": phases,
+            "total_steps": total_steps,
+            "scales": scales,
+            "horizon": horizon,
+            "alpha": alpha,
+            "attention": attention,
+            "admission": admission,
+            "kappa": kappa,
+            "nesterov": nesterov,
+            "visits": visits,
+            "bank": bank,
+            "temperature": temperature,
+            "similarity": similarity,
+            "lagged": lagged,
+            "pace": pace,
+            "growth": growth,
+            "ramp": ramp,
+        }
+        if mode == "document":
+            inside = {"name": "corrected", "beta": betas[0]}
+            options = {**options, "decay": options.get("decay") or inside}
+        else:
+            own |= {"num_scales": 3, "scales": _scales(scales, num_scales)}
+        chosen = _RULES[mode]
+        super().__init__(
+            params, _name(chosen), lr, weight_decay, _known(own, chosen, mode), **options
+        )
+        if mode == "document" or bank == "ring":
+            self._check_history(history_size)
+
+    def _check_history(self, history_size: int) -> None:
+        """Name the bytes of a long history; refuse what does not fit."""
+        device = self.members[0].parameter.device
+        shapes = [member.values.shape for member in self.members]
+        needed = accounting.placed_bytes(self.pipeline, shapes)
+        places = [(needed.device, device)] if device.type == "cuda" else []
+        on_host = needed.host if places else needed.device + needed.host
+        for size, place in [*places, (on_host, torch.device("cpu"))]:
+            if device.type == "meta":
+                break
+            free, total = memory_of(place)
+            said = f"a history of {history_size} entries for each scale takes {_said(size)}"
+            if size > free:
+                raise OptimizerError(
+                    f"{said}, and {place.type} has {_said(free)} free",
+                    hint="a smaller history_size, or mode=scalable with bank=mean",
+                )
+            if size > _WARNED * total or (history_size >= _LONG and size):
+                warnings.warn(f"{said} of {place.type} memory", stacklevel=3)
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Free and total bytes of a GPU, or of the host."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+
+
+def _said(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def _inner(given: RuleSpec, of_adam: dict[str, Any]) -> Rule:
+    """The inner rule; what is Adam's belongs to it alone."""
+    if given == "adamw":
+        return AdamW(**of_adam)
+    built: Rule = build_part(rule, given)
+    for option, value in of_adam.items():
+        if value != getattr(AdamW, option):
+            raise OptimizerError(
+                f"{option} is Adam's, and inner is another rule",
+                hint=f'say it there: inner={{"name": ..., "{option}": ...}}',
+            )
+    return built
+
+
+def _scales(given: Any, number: int) -> tuple[int, ...] | str:
+    """Strides in steps: as given, or the document's, 4^i."""
+    if given is None:
+        if number < 1:
+            raise OptimizerError(f"num_scales must be 1 or more, not {number}", hint="typical: 3")
+        return tuple(4**index for index in range(number))
+    scales = given if isinstance(given, str) else tuple(given)
+    if number not in (3, len(scales)):
+        raise OptimizerError(
+            f"num_scales is {number}, but scales names {len(scales)}", hint="give one of them"
+        )
+    return scales
+
+
+def _known(own: Mapping[str, Any], chosen: type[Rule], mode: str) -> dict[str, Any]:
+    """The options the mode has; refuse others that are not as usual."""
+    fields = set(chosen.__dataclass_fields__)  # type: ignore[attr-defined]
+    declared = inspect.signature(ACMSAO.__init__).parameters
+    for option, value in own.items():
+        if option not in fields and value != declared[option].default:
+            other = next(name for name in _RULES if name != mode)
+            raise OptimizerError(
+                f"{option} has no effect with mode={mode}", hint=f"it is of mode={other}"
+            )
+    return {key: value for key, value in own.items() if key in fields and value is not None}
+
+
+def _name(chosen: type[Rule]) -> str:
+    return cast(str, cast(Any, chosen).registered_name)
