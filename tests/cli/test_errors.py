@@ -22,7 +22,7 @@ Acmsao = Callable[..., Any]
 
 USAGE = {
     "unknown command": (("trian",), "no such command 'trian'"),
-    "near command": (("validat",), "Did you mean 'validate'?"),
+    "near command": (("validat",), "Did you mean 'validate'"),
     "unknown option": (("validate", "quickstart", "--prest", "cpu"), "no such option: --prest"),
     "missing argument": (("validate",), "missing argument 'RECIPE'"),
     "missing value": (("validate", "quickstart", "--set"), "option '--set' requires an argument"),
