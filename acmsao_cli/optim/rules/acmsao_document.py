@@ -17,7 +17,7 @@ from acmsao_cli.optim.phases import Phases, as_phases, at, position, three_phase
 from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.base import Cells, Context, rule
 from acmsao_cli.optim.rules.wrapping import Wrapper
-from acmsao_cli.optim.schedules import check_not_negative, check_positive
+from acmsao_cli.optim.schedules import Scalar, check_not_negative, check_positive
 from acmsao_cli.optim.slots import Role, Slot
 from acmsao_cli.optim.storage.codec import Cell
 
@@ -85,7 +85,7 @@ class AcmsaoDocument(Wrapper):
         """The cycle's phases."""
         return three_phases(self.cycle) if self.phases is None else self.phases
 
-    def rate(self, ctx: Context) -> float | Tensor:
+    def rate(self, ctx: Context) -> Scalar:
         """Return the inner rule's rate times the phase's factor, after this step."""
         factor = at(self.all_phases, position(ctx.step, self.cycle_period), "factor")
         return factor * super().rate(ctx)
