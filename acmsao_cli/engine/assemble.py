@@ -113,7 +113,8 @@ def assemble(config: RunConfig, examples: Sequence[Example], listener: Listener)
         recipe.training.seed,
     )
     total_steps = count_steps(config, stream.batches_per_epoch)
-    return Run(config, build_core(recipe, trainee), examples, items, stream, total_steps)
+    core = build_core(recipe, trainee, total_steps)
+    return Run(config, core, examples, items, stream, total_steps)
 
 
 def count_steps(config: RunConfig, batches_per_epoch: int) -> int:

@@ -59,7 +59,9 @@ def unguarded(what: str, value: Tensor) -> None:
     """The guard of a step whose numbers do not exist."""
 
 
-def build_optimizer(recipe: Recipe, trainee: Trainee) -> ComposedOptimizer:
+def build_optimizer(
+    recipe: Recipe, trainee: Trainee, total_steps: int | None = None
+) -> ComposedOptimizer:
     """The recipe's pipeline over the trainee's weights."""
     wanted = recipe.optimizer
     groups = [
@@ -74,17 +76,18 @@ def build_optimizer(recipe: Recipe, trainee: Trainee) -> ComposedOptimizer:
         seed=recipe.training.seed,
         layers=layers_of(wanted),
         use_kernels=wanted.kernels,
+        total_steps=total_steps,
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
-def build_core(recipe: Recipe, trainee: Trainee) -> Core:
+def build_core(recipe: Recipe, trainee: Trainee, total_steps: int | None = None) -> Core:
     """The trainee with its optimizer, stepping during backward if the recipe says so."""
     core = Core(
         trainee,
-        build_optimizer(recipe, trainee),
+        build_optimizer(recipe, trainee, total_steps),
         recipe.training,
         recipe.optimizer.fused_backward,
     )

@@ -58,7 +58,7 @@ def plan(config: RunConfig) -> MemoryPlan:
     dtype = resolve_dtype(recipe.model.dtype, device)
     with torch.random.fork_rng(devices=[]):
         trainee = family.open(recipe, torch.device("meta"), dtype)
-        core = build_core(recipe, trainee)
+        core = build_core(recipe, trainee, recipe.training.steps or 1)  # any length needs the same
         core.optimizer.skip_to_full_step()
         with fused_attention_shapes():
             peak = trace_step(core, meta_batches(core, recipe))
