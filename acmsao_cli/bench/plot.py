@@ -84,6 +84,7 @@ def _finals(axis: Any, task: str, found: Mapping[str, Any], reference: str) -> N
         axis.plot(row["mean"], height, "o", color=colour, ms=4)
     if reference in found and found[reference]["mean"] <= edge:
         axis.axvline(found[reference]["mean"], color=REFERENCE_COLOUR, lw=0.8, ls=":")
+    axis.set_ylim(-0.7, len(ordered) - 0.3)
     axis.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     axis.set_xlabel("final validation loss", fontsize=8)

@@ -17,12 +17,13 @@ TINY: Final = 1e-4  # below it a number only keeps others from 0, and takes larg
 TINY_FACTORS: Final = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 RATE: Final = "lr"
 
-# By rule: values of options whose default has no neighbours, or whose own say more.
+# By rule: values of options whose default has no neighbours, or whose own say more. None is the
+# rule's default.
 GRIDS: Final[Mapping[str, Mapping[str, Sequence[Any]]]] = {
     "acmsao": {
         "scales": ([1], [16], [1, 16], [1, 4, 16], [1, 4, 16, 64]),
         "horizon": (5.0, 12.5, 25.0, 50.0, 100.0),
-        "alpha": (1.0, 2.0, 4.0, 8.0, 16.0),
+        "alpha": (1.0, 2.0, None, 8.0, 16.0),
         "kappa": (0.0, 0.5, 1.0, 2.0, 4.0),
         "sparsity_factor": (0.0, 0.05, 0.1, 0.2, 0.5),
         "cycle": (0.0, 0.05, 0.1, 0.2, 0.4),
@@ -129,12 +130,13 @@ def _short(value: float) -> float:
 def _point(base: Contender, option: str, value: Any) -> Point | None:
     """The base with another value of an option; None where that cannot be composed."""
     says = {**base.says, **_change(base, option, value)}
-    one = Contender(f"{base.name}, {option} {spoken(value)}", says, base.centres)
+    shown = "default" if value is None else spoken(value)
+    one = Contender(f"{base.name}, {option} {shown}", says, base.centres)
     try:
         is_base = one.text == base.text
     except OptimizerError:
         return None
-    return Point(spoken(value), base if is_base else one, is_base)
+    return Point(shown, base if is_base else one, is_base)
 
 
 def _change(base: Contender, option: str, value: Any) -> dict[str, Any]:

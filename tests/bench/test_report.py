@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from acmsao_cli.bench.compare import compared, stages
 from acmsao_cli.bench.contest import Plan, recorded
 from acmsao_cli.bench.provenance import provenance
 from acmsao_cli.bench.runner import perform
-from acmsao_cli.bench.tasks import Task
+from acmsao_cli.bench.tasks import TASKS, Task
 
 PLAN = Plan(trials=2, seeds=2)
 
@@ -72,3 +73,10 @@ def test_the_picture_is_drawn_or_left_out(
     )
     assert [path.suffix for path in report.write(tmp_path / "b", result)] == [".json", ".md"]
     assert not (tmp_path / "b.png").exists()
+
+
+def test_the_page_names_the_tasks_and_their_lengths() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "comparing.md"
+    rows = re.findall(r"^\| `(.*)` \|.*\| (\d+) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    built_in = {name: task.steps for name, task in TASKS.items() if name not in ("line", "broken")}
+    assert {name: int(steps) for name, steps in rows} == built_in
