@@ -13,9 +13,9 @@ from acmsao_cli.bench.provenance import table
 from acmsao_cli.writing import write_whole
 
 HOW_IT_RAN = (
-    f"Every run: fp32 weights, a warm-up of {WARMUP:.0%} and a cosine to zero, {{clip}}; the "
-    f"validation loss is taken at {EVALUATIONS} points. Equal seeds mean equal first weights and "
-    "equal batches."
+    f"Every run: fp32 weights (of a recipe: as it says), a warm-up of {WARMUP:.0%} and a cosine to "
+    f"zero, {{clip}}; the validation loss is taken at {EVALUATIONS} points. Equal seeds mean equal "
+    "first weights and equal batches."
 )
 WHAT_IT_SAYS = (
     "Validation loss: mean ± standard deviation (standard error of the mean) over the seeds; lower "
