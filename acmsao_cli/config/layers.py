@@ -56,7 +56,7 @@ def resolve(request: Request) -> RunConfig:
     written = [recipe, *settings]
     family = chosen("model.family", written, tuple(FAMILIES), located.shown)
     method = chosen("method.kind", written, METHODS, located.shown)
-    layers = [*preset_layers(request.preset, family, method), *written]
+    layers = [*preset_layers(request.preset, family, method, written), *written]
     known = with_options(outline(family, method), rule_of(layers))
     flat = [flatten(layer.document, known) for layer in layers]
     written_values, written_origins = overlay(layers, [leaves for leaves, _ in flat])
@@ -147,13 +147,20 @@ def _needs_section(
     )
 
 
-def preset_layers(request: str | None, family: str, method: str) -> list[Layer]:
-    """Return what a preset says for this family and method, the general first."""
+def preset_layers(
+    request: str | None, family: str, method: str, written: Sequence[Layer]
+) -> list[Layer]:
+    """Return what a preset says for such a run, the general first; last what it says for its rule.
+
+    The rule is the one that is written over the preset, if one is.
+    """
     if request is None:
         return []
     located = locate("preset", request)
     preset = load_preset(located)
-    return [Layer("preset", part, located.base) for part in preset.parts_for(family, method)]
+    general = [Layer("preset", part, located.base) for part in preset.parts_for(family, method)]
+    for_rule = preset.parts_of_rule(rule_of([*general, *written]), method)
+    return [*general, *(Layer("preset", part, located.base) for part in for_rule)]
 
 
 def _preset_name(request: str | None) -> str | None:
