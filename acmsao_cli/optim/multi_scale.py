@@ -118,6 +118,8 @@ class MultiScale(MemoryOptions, Momentum):
             object.__setattr__(self, "phases", as_phases(self.phases))
         check_options(self)
         check_choice("attention", self.attention, Attention)
+        # Made now, for torch.compile cannot trace how Python 3.11 makes them.
+        _ = self.slots, self.all_phases, self._shares, self._weight
 
     @property
     def guarded(self) -> bool:
@@ -140,7 +142,7 @@ class MultiScale(MemoryOptions, Momentum):
         """Return the uncorrected average plus the memory."""
         last = cells["momentum"].read()
         sums = _Sums(cells, ctx, self.lagged, observing=False)
-        return self._remembering(last, last, _Numbers.of(cells).progress, sums)
+        return self._remembering(last.clone(), last, _Numbers.of(cells).progress, sums)
 
     def advance(
         self, grad: Tensor, cells: Cells, ctx: Context, beta: float, correction: Scalar
@@ -151,42 +153,49 @@ class MultiScale(MemoryOptions, Momentum):
         numbers = self._observed(_Numbers.of(cells), grad, ctx)
         self._visit(grad, last, numbers, sums)
         numbers.keep(cells)
-        fresh = last
         if self.nesterov:
             # (b m + (1 - b) g) / (1 - b^(t+1)), of which m / (1 - b^t) is at hand
             share = (1 - beta) / (1 - beta * (1 - correction))
             fresh = torch.lerp(last, grad, share if isinstance(share, float) else share.to(grad))
+        else:
+            fresh = last.clone()
         return self._remembering(fresh, grad, numbers.progress, sums)
 
     # How much of the past counts
 
     def _remembering(self, fresh: Tensor, query: Tensor, progress: Tensor, sums: _Sums) -> Tensor:
-        ramp = progress if self.ramp is None else value_at(self.ramp, sums.ctx.step)
+        """Add the memory in place."""
+        weight: Scalar = progress * self._weight
+        if self.ramp is not None:
+            weight = value_at(self.ramp, sums.ctx.step) * self._weight
         if not _is_one(sums.ctx.grad_scale):
-            ramp = ramp * sums.ctx.grad_scale
-        return torch.addcmul(fresh, self._memory(query, sums), _like(ramp, fresh))
+            weight = weight * sums.ctx.grad_scale
+        if self._weight == 0:
+            return fresh
+        fresh.addcmul_(self._memory(query, sums), _like(weight, fresh))
+        return fresh
 
     def _memory(self, query: Tensor, sums: _Sums) -> Tensor:
-        """The banks, by their weights and the attention that each deserves."""
+        """The banks, by their shares and the attention that each deserves; read only."""
         if self.attention == "none":
             return self._together(query, sums)
         if self.attention == "tensor":
             memory = self._together(query, sums)
             (similar,) = self._similarities(query, [memory], sums)
-            return memory.mul_(similar.clamp(min=0))
+            return memory * similar.clamp(min=0)
         values = self._values(query, sums)
         if self.attention == "element_per_scale":
             agree = [no_contradiction(value, query) for value in values]
             kept = sums("kept", agree)
             size = max(sums.ctx.rows * sums.ctx.cols, 1)
             shares = [torch.where(one > 0, one / size, 1.0) for one in kept]
-            values = list(map(keep, values, agree, shares))
-            return _combined(values, self._weights)
+            return _combined(list(map(keep, values, agree, shares)), self._shares)
         similar = self._similarities(query, values, sums)
-        if self.attention == "scale":
-            return _combined(values, list(similar.clamp(min=0)), self._weights)
-        weights = (similar / self.temperature).softmax(0)
-        return _combined(values, list(weights * len(values)), self._weights)
+        attended = similar.clamp(min=0)
+        if self.attention == "softmax":
+            attended = (similar / self.temperature).softmax(0) * len(values)
+        values = [value * one for value, one in zip(values, attended.unbind(), strict=True)]
+        return _combined(values, self._shares)
 
     def _similarities(self, query: Tensor, values: Sequence[Tensor], sums: _Sums) -> Tensor:
         """Cosines between the gradient and each of these, stacked in front."""
@@ -198,24 +207,37 @@ class MultiScale(MemoryOptions, Momentum):
         return cosines(found[1 : number + 1], found[0], found[number + 1 :])
 
     def _together(self, query: Tensor, sums: _Sums) -> Tensor:
-        """Sum of all banks by their weights, fresh; the absent ones by their sum."""
+        """Sum of all banks by their shares, the absent ones by their sum; read only."""
         if not self._apart:
-            return _combined(self._values(query, sums), self._weights)
-        total = sums.cells["bank_sum"].read().clone()
-        for bank, weight in reversed(list(zip(self._banks, self._weights, strict=True))):
-            if not any(slot.host for slot in bank.slots):
-                total.add_(bank.value(query, sums.cells, sums.ctx), alpha=weight)
-        return total
+            return _combined(self._values(query, sums), self._shares)
+        values, shares = [sums.cells["bank_sum"].read()], [1.0]
+        for bank, share in zip(self._banks, self._shares, strict=True):
+            if not bank.host:
+                values.insert(-1, bank.value(query, sums.cells, sums.ctx))
+                shares.insert(-1, share)
+        return _combined(values, shares)
 
     def _values(self, query: Tensor, sums: _Sums) -> list[Tensor]:
         return [bank.value(query, sums.cells, sums.ctx) for bank in self._banks]
 
     @cached_property
-    def _weights(self) -> list[float]:
-        """They share `alpha` evenly, or as it says; a ramp says the sum itself."""
-        number = len(self.strides)
-        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,) * number
-        return [(alpha if self.ramp is None else 1.0) / number for alpha in alphas]
+    def _alphas(self) -> list[float]:
+        """What each bank counts at the end of the run; with a ramp, of its whole weight."""
+        alpha = 1.0 if self.ramp is not None else self.alpha
+        alphas = alpha if isinstance(alpha, tuple) else (alpha,) * len(self.strides)
+        return [one / len(self.strides) for one in alphas]
+
+    @cached_property
+    def _weight(self) -> float:
+        """The common factor of what the banks count: equal ones are just added up."""
+        return self._alphas[0] if len(set(self._alphas)) == 1 else 1.0
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        """What each bank counts, but for the common factor."""
+        if len(set(self._alphas)) == 1:
+            return [1.0] * len(self.strides)
+        return self._alphas
 
     # What the banks take in
 
@@ -249,9 +271,9 @@ class MultiScale(MemoryOptions, Momentum):
             away = away or bank.host
         if away and self._apart:
             absent = [bank for bank in self._banks if bank.host]
-            weights = [w for b, w in zip(self._banks, self._weights, strict=True) if b.host]
+            shares = [s for b, s in zip(self._banks, self._shares, strict=True) if b.host]
             values = [bank.value(grad, cells, ctx) for bank in absent]
-            cells["bank_sum"].write(_combined(values, weights))
+            cells["bank_sum"].write(_combined(values, shares))
 
     def _admitted(
         self, index: int, norm: Tensor, numbers: _Numbers, due: Any, ctx: Context
@@ -373,20 +395,17 @@ class _Numbers:
         cells["numbers"].write(torch.cat(numbers, 2))
 
 
-def _combined(values: Sequence[Tensor], *weights: Sequence[Any]) -> Tensor:
-    """Sum of the values, each times its weights; fresh.
+def _combined(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Sum of the values, each times its share; of a lone one the value itself: read only.
 
     From the coarsest on: so the sum of coarse banks that was kept apart has the bits it has here.
     """
-    total: Tensor | None = None
-    for value, *factors in reversed(list(zip(values, *weights, strict=True))):
-        for factor in factors[:-1]:
-            value = value * factor
-        if total is None:
-            total = value * factors[-1]
-        else:
-            total.add_(value, alpha=factors[-1])
-    assert total is not None
+    *finer, coarsest = zip(values, shares, strict=True)
+    total, share = coarsest
+    if share != 1.0:
+        total = total * share
+    for value, share in reversed(finer):
+        total = torch.add(total, value, alpha=share)
     return total
 
 

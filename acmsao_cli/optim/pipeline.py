@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import registry
+from acmsao_cli.optim.decay import L2
 from acmsao_cli.optim.edits.base import DirectionEdit, GradientEdit
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.rules.base import Cells, Context, Rule
@@ -65,6 +66,7 @@ class Pipeline:
         The gradient is left as it is; `ctx.weights` is replaced by the dense fp32 weights.
         """
         cells = self.open(state, noise)
+        ctx = ctx if ctx.noise is not None else replace(ctx, noise=noise)
         dense, ctx, update = self.direct(weights, grad, cells, ctx)
         self.complete(weights, dense, update, cells, ctx, noise)
 
@@ -92,7 +94,8 @@ class Pipeline:
         if ctx.weight_decay:
             grad = self.write.decay.gradient(grad, ctx)
         if self.rule.guarded:
-            grad, ctx = guard(grad, ctx)
+            same = not self.gradient and not isinstance(self.write.decay, L2)
+            grad, ctx = guard(grad, ctx if same else replace(ctx, gradient_norm=None))
         update = self.rule.update(grad, cells, ctx)
         for change in self.direction:
             update = change(update, grad, ctx)
@@ -132,10 +135,10 @@ def guard(grad: Tensor, ctx: Context) -> tuple[Tensor, Context]:
 
     Neither is one whose squares fp32 cannot add up: a second moment could not hold them.
     """
-    norm = ctx.norm(grad)
+    norm = ctx.norm(grad) if ctx.gradient_norm is None else ctx.gradient_norm
     finite = norm < torch.inf
     fit = finite.to(norm.dtype)
     # Multiplied and mended, which is faster than a mask.
     safe = (grad * fit).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-    norm = norm.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    norm = norm.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return safe, replace(ctx, lr=fit * ctx.lr, gradient_norm=norm, finite=finite, fit=fit)

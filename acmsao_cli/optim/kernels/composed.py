@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ class Composed:
         """See `Kernel.step`."""
         gathered, grad = (gather(them, ctx.rows, ctx.cols) for them in (weights, grads))
         norms = row_by_row_norm(grad, self.block)
+        ctx = replace(ctx, gradient_norm=norms.view(-1, 1, 1))
         execution.advance(self.pipeline, gathered, grad, state, ctx, noise, block=self.block)
         scatter(gathered, weights)
         return norms

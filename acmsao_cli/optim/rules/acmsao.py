@@ -56,6 +56,8 @@ class Acmsao(MemoryOptions, Wrapper):
         if self.attention is not None:
             multi_scale.check_choice("attention", self.attention, AnyAttention)
         object.__setattr__(self, "phases", self._memory.phases)
+        # Made now, for torch.compile cannot trace how Python 3.11 makes them.
+        _ = self.slots, self._masks
 
     @cached_property
     def wrapped(self) -> Rule:

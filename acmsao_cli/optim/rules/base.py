@@ -59,8 +59,8 @@ class Context:
     maximize: bool = False  # the gradient's sign is turned before everything else
     total_steps: int | None = None  # the run's length, where it is known
     noise: Noise | None = None  # of the whole parameter, see `uniform`
-    # Where the rule is `guarded`, of the gradient; one that is not finite is given as zeros.
-    gradient_norm: Tensor | None = None  # (batch, 1, 1)
+    gradient_norm: Tensor | None = None  # of the parameter's gradient, (batch, 1, 1)
+    # Where the rule is `guarded`: a gradient that is not finite is given as zeros, its norm as 0.
     finite: Tensor | None = None  # bool (batch, 1, 1)
     fit: Tensor | None = None  # the same as 1.0 and 0.0
 

@@ -92,7 +92,7 @@ def factored_2bit() -> ByRole:
 @storage("factored_4bit")
 def factored_4bit() -> ByRole:
     """Factored second moment, four bits for each element of its momentum and 4.125 of others."""
-    others, measured = Blockwise(4, power=1.5), Measured(4, top=0.65)
+    others, measured = Blockwise(4, power=2), Measured(4, top=0.65)
     return ByRole("factored_4bit", signed=others, positive=Rank1(), measured=measured)
 
 
