@@ -22,8 +22,8 @@ RATE: Final = "lr"
 GRIDS: Final[Mapping[str, Mapping[str, Sequence[Any]]]] = {
     "acmsao": {
         "scales": ([1], [16], [1, 16], [1, 4, 16], [1, 4, 16, 64]),
-        "horizon": (5.0, 12.5, 25.0, 50.0, 100.0),
-        "alpha": (1.0, 2.0, None, 8.0, 16.0),
+        "horizon": (2.0, 5.0, None, 25.0, 100.0),
+        "alpha": (0.5, 1.0, None, 4.0, 8.0),
         "kappa": (0.0, 0.5, 1.0, 2.0, 4.0),
         "sparsity_factor": (0.0, 0.05, 0.1, 0.2, 0.5),
         "cycle": (0.0, 0.05, 0.1, 0.2, 0.4),

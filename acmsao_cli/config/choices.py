@@ -29,7 +29,17 @@ KINDS = (
     "schedule",
 )
 Kind: TypeAlias = Literal[
-    "number", "count", "truth", "text", "null", "list", "schedule", "rule", "momentum", "ratio", "phases"
+    "number",
+    "count",
+    "truth",
+    "text",
+    "null",
+    "list",
+    "schedule",
+    "rule",
+    "momentum",
+    "ratio",
+    "phases",
 ]
 WRAPPED = re.compile(r"offloaded\((.*)\)")  # a storage in host memory
 

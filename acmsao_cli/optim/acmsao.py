@@ -58,7 +58,7 @@ class ACMSAO(DropIn):
         mode: Mode = "scalable",
         total_steps: int | None = None,
         scales: tuple[int, ...] | list[int] | str | None = None,
-        horizon: float = 25.0,
+        horizon: float | None = None,
         alpha: float | tuple[float, ...] | None = None,
         attention: AnyAttention | None = None,
         admission: Admission = "robust",

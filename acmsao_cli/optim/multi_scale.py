@@ -41,6 +41,9 @@ Pace: TypeAlias = Literal["steps", "learning_rate"]
 AUTO: Final = "auto"
 SCHEDULE: Final = "schedule"
 SCALES: Final = (1, 4, 16)
+_VISITS: Final = 25.0  # remembered in a run of unknown length
+_QUARTER: Final = 0.25
+_MOST_VISITS: Final = 50.0  # what banks of few bits can average: rounding adds up with the visits
 _RUN: Final = 10  # a run of unknown length is taken for so many of the longest horizons
 _NOISY: Final = 10.0  # noise to signal at which `scales: auto` leaves the horizon as it is
 _STRETCH: Final = 4.0  # the most by which it is stretched or shortened
@@ -53,8 +56,8 @@ class MemoryOptions:
     """The memory's options, for the momentum and for the rule around it."""
 
     scales: tuple[int, ...] | str = SCALES
-    horizon: float = 25.0
-    alpha: float | tuple[float, ...] = 4.0
+    horizon: float | None = None
+    alpha: float | tuple[float, ...] = 2.0
     nesterov: bool = True
     visits: Visits = "momentum"
     admission: Admission = "robust"
@@ -87,7 +90,15 @@ class MemoryOptions:
     def length(self, ctx: Context) -> int:
         """Steps of the run; where nobody knows, of one that is long for this memory."""
         told = self.total_steps or ctx.total_steps
-        return told or max(1, round(_RUN * self.horizon * max(self.strides)))
+        return told or max(1, round(_RUN * (self.horizon or _VISITS) * max(self.strides)))
+
+    def visits_remembered(self, ctx: Context) -> float:
+        """The horizon at the run's end: as told, or such that the longest is a quarter of it."""
+        if self.horizon is not None:
+            return self.horizon
+        if not (self.total_steps or ctx.total_steps):
+            return _VISITS
+        return min(self.length(ctx) * _QUARTER / max(self.strides), _MOST_VISITS)
 
     def of_phase(self, ctx: Context, of: Of) -> Scalar:
         """A number of this step's phase: the first step is the cycle's position 0."""
@@ -105,7 +116,8 @@ class MultiScale(MemoryOptions, Momentum):
 
     x is the gradient for S = 1, else the momentum, of which a sample now and then says nearly as
     much. l, the share of the run that is done, lets weight and horizon grow: early gradients are of
-    a landscape that has gone. Added to the fresh momentum as in AdEMAMix (arXiv:2409.03137), not in
+    a landscape that has gone. At its end the longest memory is a quarter of the run, or `horizon`
+    visits. Added to the fresh momentum as in AdEMAMix (arXiv:2409.03137), not in
     its place. docs/acmsao.md says what each option does and what it was worth.
     """
 
@@ -181,8 +193,7 @@ class MultiScale(MemoryOptions, Momentum):
             return self._together(query, sums)
         if self.attention == "tensor":
             memory = self._together(query, sums)
-            (similar,) = self._similarities(query, [memory], sums)
-            return memory * similar.clamp(min=0)
+            return memory * self._similarities(query, [memory], sums)[0].clamp(min=0)
         values = self._values(query, sums)
         if self.attention == "element_per_scale":
             agree = [no_contradiction(value, query) for value in values]
@@ -301,7 +312,7 @@ class MultiScale(MemoryOptions, Momentum):
         """Visits that a bank remembers, at least 1."""
         if self.growth is not None:
             return _like(value_at(self.growth, sums.ctx.step), numbers.progress).clamp(min=1)
-        horizon = numbers.progress * self.horizon
+        horizon = numbers.progress * self.visits_remembered(sums.ctx)
         if self.scales == AUTO:
             horizon = horizon * self._stretch(last, numbers, sums)
         return horizon.clamp_(min=1)
@@ -435,7 +446,8 @@ def check_options(options: MemoryOptions) -> None:
     for option, known in _CHOICES.items():
         check_choice(option, getattr(options, option), known)
     _check_scales(options)
-    check_positive("horizon", options.horizon, "typical: 25 visits")
+    if options.horizon is not None:
+        check_positive("horizon", options.horizon, "in visits; by default a quarter of the run")
     check_positive("temperature", options.temperature, "typical: 0.1")
     check_positive("history_size", options.history_size, "typical: 8")
     for option in ("kappa", "magnitude_threshold", "sparsity_factor"):
@@ -475,7 +487,7 @@ def _check_scales(options: MemoryOptions) -> None:
             hint="one for each scale, or a single one",
         )
     for alpha in options.alpha if isinstance(options.alpha, tuple) else (options.alpha,):
-        check_not_negative("alpha", alpha, "typical: 4; 0 is no memory")
+        check_not_negative("alpha", alpha, "typical: 2; 0 is no memory")
     if options.ram_offload is not None and len(options.ram_offload) != number:
         raise OptimizerError(
             f"ram_offload has {len(options.ram_offload)} flags for {number} scales",

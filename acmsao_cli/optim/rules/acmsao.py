@@ -27,7 +27,7 @@ AnyAttention: TypeAlias = Literal[
     "element", "element_per_scale", "tensor", "scale", "softmax", "none"
 ]
 _ALPHA: Final = MemoryOptions.alpha
-_ALPHA_OF_MUON: Final = 1.0  # four times as much is too much for matrices, and so is the mask
+_ALPHA_OF_MUON: Final = 1.0  # more is too much for matrices, and so is the mask
 
 
 @rule("acmsao")
