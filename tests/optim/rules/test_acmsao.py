@@ -440,3 +440,214 @@ def test_it_goes_inside_what_finds_the_learning_rate():
         optimizer.step()
     assert float(optimizer.shared[0]["d"]) > 1e-3
     assert float(parameter.detach().norm()) < 0.6 * first
+
+
+# Ways of stepping
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"lagged": False},
+    {"attention": "softmax"},
+    {"attention": "element_per_scale", "lagged": False},
+    {"bank": "ring", "history_size": 2},
+    {"ram_offload": (False, True, True)},
+    {"scales": "auto", "lagged": False},
+    {"inner": "adopt"},
+    {"inner": "lion"},
+]
+of_every_kind = pytest.mark.parametrize("options", WAYS, ids=str)
+SHORT: dict[str, Any] = {"cycle_period": 5, "total_steps": 30, "scales": (1, 2, 5)}
+
+
+def short(**options: Any) -> Pipeline:
+    """Short strides and cycles, so that a few steps see everything."""
+    return build_pipeline("acmsao", **(SHORT | options))
+
+
+def assert_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Sums in another order may differ in their last digit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@of_every_kind
+def test_in_blocks_it_is_as_the_whole(options):
+    def stepped(block: int) -> dict[str, Tensor]:
+        parameter = torch.nn.Parameter(start((300, 256)))
+        stacking = Stacking(below=0, block=block)
+        optimizer = ComposedOptimizer(
+            [("w", parameter)], short(**options), lr=0.01, weight_decay=0.1, stacking=stacking
+        )
+        for grad in gradients((300, 256), 11):
+            parameter.grad = grad
+            optimizer.step()
+        return {"w": parameter.detach(), **optimizer.state_tensors()}
+
+    assert_near(stepped(1 << 20), stepped(8192))
+
+
+@of_every_kind
+def test_stacked_it_is_as_one_by_one_and_in_backward_as_after(options):
+    plain, stacked, hooked = (
+        make(short(**options), stacking=stacking) for stacking in (None, Stacking(), None)
+    )
+    run(*plain, stop=12)
+    run(*stacked, stop=12)
+    handle = hooked[1].attach_to_backward(lambda: True)
+    run(*hooked, stop=12)
+    handle.remove()
+    assert_same_bits(everything(*plain), everything(*hooked))
+    assert_near(everything(*plain), everything(*stacked))
+
+
+FLAGS = [(False, False, True), (False, True, True), (True, True, True), (True, False, False)]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lagged": False, "attention": "tensor"},
+        {"attention": "softmax"},
+        {"attention": "element_per_scale"},
+        {"bank": "ring", "history_size": 2},
+        {"alpha": (1.0, 2.0, 3.0), "inner": "lion"},
+    ],
+    ids=str,
+)
+def test_offloaded_equals_resident_to_the_bit(flags, options):
+    resident, away = make(short(**options)), make(short(**options, ram_offload=flags))
+    for model, optimizer in (resident, away):
+        run(model, optimizer, stop=22)
+    assert_same_bits(resident[0].state_dict(), away[0].state_dict())
+    held = resident[1].state_tensors()
+    kept = {name: away[1].state_tensors()[name] for name in held}
+    assert_same_bits(held, kept)
+
+
+RESUMED: list[dict[str, Any]] = [
+    *WAYS,
+    {"storage": "bf16"},
+    {"storage": "factored_4bit"},
+    {"pace": "learning_rate"},
+]
+
+
+@pytest.mark.parametrize("stop", [4, 7, 13])
+@pytest.mark.parametrize("options", RESUMED, ids=str)
+def test_resumed_in_the_middle_of_cycle_and_stride_it_goes_on_to_the_bit(options, stop):
+    whole, first, second = (make(short(**options)) for _ in range(3))
+    run(*whole, stop=18)
+    run(*first, stop=stop)
+    saved = {name: value.clone() for name, value in first[1].state_tensors().items()}
+    second[0].load_state_dict(first[0].state_dict())
+    assert second[1].load_state(saved, first[1].state_header()) == []
+    run(*second, start=stop, stop=18)
+    assert_same_bits(everything(*whole), everything(*second))
+
+
+def test_a_run_that_is_prolonged_goes_on_without_a_jump():
+    """Progress is a state: a longer run changes its slope alone."""
+    first, second = make(short(total_steps=20)), make(short(total_steps=80))
+    run(*first, stop=10)
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state(dict(first[1].state_tensors()), first[1].state_header())
+
+    def progress() -> float:
+        return float(second[1].state_tensors()["first/numbers/value"].flatten()[0])
+
+    assert progress() == pytest.approx(10 / 20)
+    run(*second, start=10, stop=20)
+    assert progress() == pytest.approx(10 / 20 + 10 / 80)
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_state_is_converted_to_another_storage(before, after):
+    first, second = make(short(storage=before)), make(short(storage=after))
+    run(*first, stop=13)
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state(dict(first[1].state_tensors()), first[1].state_header())
+    for name, value in first[1].state_tensors().items():
+        converted = second[1].state_tensors()[name]
+        torch.testing.assert_close(converted.float(), value.float(), rtol=2**-7, atol=1e-30)
+        if "numbers" in name:
+            assert torch.equal(converted, value)
+    run(*second, start=13, stop=18)
+
+
+@pytest.mark.parametrize("storage", ["bf16", "8bit", "factored_8bit", "factored_4bit"])
+def test_with_few_bits_it_stays_near_full_precision(storage):
+    grads, weights = gradients((64, 64), 60), torch.zeros(64, 64)
+    full, _ = step_by_step(weights, grads, short(total_steps=60))
+    lossy, _ = step_by_step(weights, grads, short(total_steps=60, storage=storage))
+    assert float(torch.cosine_similarity(full.flatten(), lossy.flatten(), dim=0)) > 0.9
+    assert float(lossy.norm() / full.norm()) == pytest.approx(1.0, abs=0.2)
+
+
+@of_every_kind
+def test_the_step_may_be_a_tensor(options):
+    """As under compile, where nothing may depend on its value by `if`."""
+
+    def train(as_tensors: bool) -> Tensor:
+        pipeline = short(**options)
+        weights = torch.ones(2, 6, 5)
+        state = pipeline.allocate(2, 6, 5, torch.device("cpu"))
+        for step, grad in enumerate(gradients((2, 6, 5), 20), start=1):
+            count = torch.tensor(float(step), dtype=torch.float64) if as_tensors else step
+            noise = Noise(torch.arange(2, dtype=torch.int32).view(-1, 1, 1), hash_numbers(0, step))
+            ctx = replace(context(weights, count, step == 1, noise=noise), weight_decay=0.1)
+            pipeline.step(weights, grad, state, ctx, noise)
+        return weights
+
+    torch.testing.assert_close(train(True), train(False), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"lagged": False}], ids=str)
+def test_the_whole_step_compiles_to_one_graph_and_gives_the_same_bits(options):
+    pipeline, shape = short(**options), (2, 6, 5)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def train(step_function: Callable[..., None]) -> Tensor:
+        weights, state = torch.ones(shape), pipeline.allocate(*shape, torch.device("cpu"))
+        numbers = torch.arange(2, dtype=torch.int32).view(-1, 1, 1)
+        for step, grad in enumerate(gradients(shape, 6), start=1):
+            count = torch.tensor(float(step), dtype=torch.float64)
+            noise = Noise(numbers, torch.tensor(hash_numbers(0, step), dtype=torch.int32))
+            ctx = Context(
+                count, step == 1, torch.tensor(0.1), 0.1, weights, *shape[1:], noise=noise
+            )
+            step_function(weights, grad, state, ctx, noise)
+        return weights
+
+    torch.compiler.reset()
+    compiled = torch.compile(pipeline.step, fullgraph=True, dynamic=False, backend=count)
+    with torch.no_grad():
+        assert torch.equal(train(pipeline.step), train(compiled))
+    assert 1 <= len(graphs) <= 2  # the first step may have its own
+
+
+# What means nothing is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "whole"}, "attention cannot be `whole`"),
+        ({"direction_edits": ["cautious"]}, "drop `cautious`"),
+        ({"inner": "prodigy"}, "cannot be put around prodigy"),
+        ({"inner": "acmsao"}, "cannot be put around acmsao"),
+        ({"inner": "soap", "momentum": "ema"}, "no option `momentum`"),
+        ({"inner": {"name": "adamw", "momentum": "ademamix"}}, "replaces the momentum"),
+        ({"betas": (0.9, 0.99)}, "no option `betas`"),
+    ],
+)
+def test_what_means_nothing_is_refused(options, message):
+    with pytest.raises(OptimizerError, match=message):
+        build_pipeline("acmsao", **options)
