@@ -21,6 +21,9 @@ def finds_rate(values: Mapping[str, Any]) -> str | None:
 
 _SUM: Final = {"betas": [0.99, 0.999], "momentum": {"name": "accumulator", "alpha": 100.0}}
 RECOMMENDED: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    # Half of adamw's: a step of memory and gradient together is up to 1 + alpha times as long.
+    "acmsao": {"lora": {"lr": 5e-5}, "full": {"lr": 5e-6, "weight_decay": 0.01}},
+    "acmsao_document": {"lora": {"lr": 1e-4}, "full": {"lr": 1e-5, "weight_decay": 0.01}},
     "adamw": {"lora": {"lr": 1e-4}, "full": {"lr": 1e-5, "weight_decay": 0.01}},
     "adopt": {"lora": {"lr": 1e-4}, "full": {"lr": 1e-5, "weight_decay": 0.01}},
     "nested_adam": {"lora": {"lr": 1e-4}, "full": {"lr": 1e-5, "weight_decay": 0.01}},

@@ -35,12 +35,12 @@ _ALPHA_OF_MUON: Final = 1.0  # more is too much for matrices, and so is the mask
 class Acmsao(MemoryOptions, Wrapper):
     """Adaptive cyclic multi-scale attention: the past on several time scales, beside the present.
 
-    d = nesterov momentum + alpha l mean_S(H_S)      H_S: averages over `horizon` S steps, see
-    multi_scale                                      l: the share of the run that is done
+    d = m + alpha l mean_S(H_S)
+    u = what `inner` makes of d as its momentum, without the elements that contradict g
 
-    u = what `inner` makes of d as its momentum, at a rate that goes up and down with the phase
-
-    attention drops the elements of u that contradict the gradient (after arXiv:2411.16085)
+    m is Nesterov's momentum; H_S is a mean over `horizon` visits, S steps apart; l is the share of
+    the run that is done. The rate goes up and down with the phase of a cycle. The mask is after
+    arXiv:2411.16085; multi_scale says how banks are filled.
 
     `inner` is any rule with a momentum: adamw, adopt, lion, muon. Around muon alpha is 1 and there
     is no attention, unless they are given. Every part can be turned off: alpha=0, attention=none,
