@@ -26,8 +26,8 @@ class Options:
     weight_decay: float = 0.0
     amsgrad: bool = False
     scales: Sequence[int] | str = (1, 4, 16)
-    horizon: float = 25.0
-    alpha: float | Sequence[float] = 4.0
+    horizon: float | None = None
+    alpha: float | Sequence[float] = 2.0
     nesterov: bool = True
     visits: str = "momentum"
     attention: str = "element"
@@ -54,7 +54,16 @@ class Options:
     @property
     def length(self) -> float:
         """Steps of the run."""
-        return self.total_steps or 10 * self.horizon * max(self.strides)
+        return self.total_steps or 10 * (self.horizon or 25) * max(self.strides)
+
+    @property
+    def visits_at_the_end(self) -> float:
+        """The horizon, of which a quarter of a run of known length is the longest."""
+        if self.horizon is not None:
+            return self.horizon
+        if self.total_steps is None:
+            return 25.0
+        return min(0.25 * self.total_steps / max(self.strides), 50.0)
 
     @property
     def weights(self) -> list[float]:
@@ -174,7 +183,7 @@ def visit(state: State, grad: Tensor, corrected: Tensor, options: Options, draw:
 def visits_remembered(state: State, corrected: Tensor, options: Options) -> float:
     if options.growth is not None:
         return max(1.0, options.growth(state.step))
-    horizon = options.horizon * state.progress
+    horizon = options.visits_at_the_end * state.progress
     if options.scales == "auto":
         (square,) = known(state, "square", [float((corrected**2).sum())], options)
         power = max(state.mean**2 + state.variance, 1e-30)
