@@ -184,7 +184,15 @@ def _unknown_key(path: str, place: str, known: Outline) -> Problem:
             return Problem(f"`{prefix}` cannot set `{key}`", place, "it holds for that name alone")
         hint = "it is the recipe's to say; presets are about memory"
         return Problem(f"a preset cannot set `{key}`", place, hint)
-    return unknown_key(path, place, known)
+    return unknown_key(path, place, _near(path, known))
+
+
+def _near(path: str, known: Outline) -> Outline:
+    """Leave of the outline what is for the same rule, lest another's keys be suggested."""
+    start = f"rules.{_rule_of(path)}."
+    leaves = {key: leaf for key, leaf in known.leaves.items() if key.startswith(start)}
+    sections = frozenset(key for key in known.sections if key.startswith(start))
+    return Outline(leaves, sections) if leaves else known
 
 
 def _homes(key: str, prefix: str) -> list[str]:

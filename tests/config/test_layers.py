@@ -182,8 +182,119 @@ def test_a_preset_speaks_to_a_method_and_to_a_family(
 
 
 @pytest.mark.parametrize(
+    ("preset", "chosen", "steps"),
+    [
+        ("", (), 3),
+        ("", ("optimizer.name=lion",), 4),
+        ("", ("optimizer.name=sgd",), 2),
+        ("optimizer: {name: lion}, ", (), 4),
+        ("optimizer: {name: lion}, ", ("optimizer.name=adamw",), 3),
+        ("", ("optimizer.name=lion", "method.kind=full"), 5),
+        ("", ("optimizer.name=lion", "checkpoint.every=9"), 9),
+    ],
+)
+def test_a_preset_speaks_to_a_rule_last(
+    here: Path, recipe: Write, sdxl: str, preset: str, chosen: tuple[str, ...], steps: int
+) -> None:
+    (here / "p.yaml").write_text(
+        f"settings: {{{preset}checkpoint: {{every: 1}}}}\n"
+        "families: {sdxl: {settings: {checkpoint: {every: 2}}}}\n"
+        "rules:\n"
+        "  adamw: {settings: {checkpoint: {every: 3}}}\n"
+        "  lion: {settings: {checkpoint: {every: 4}}, full: {checkpoint: {every: 5}}}\n"
+    )
+    assert resolve(Request(recipe(sdxl), "./p.yaml", chosen)).recipe.checkpoint.every == steps
+
+
+def test_a_preset_sets_a_rules_own_options_where_that_rule_runs(
+    here: Path, recipe: Write, sdxl: str
+) -> None:
+    (here / "p.yaml").write_text(
+        "rules: {acmsao: {settings: {optimizer: {ram_offload: [true, false, true]}}}}\n"
+    )
+    config = resolve(Request(recipe(sdxl), "./p.yaml", ("optimizer.name=acmsao",)))
+    assert config.recipe.optimizer.options == {"ram_offload": [True, False, True]}
+    assert config.origins["optimizer.ram_offload"] == Origin("preset", "p.yaml:1")
+    named = sdxl + "optimizer: {name: acmsao, ram_offload: null}\n"
+    config = resolve(Request(recipe(named), "./p.yaml"))
+    assert config.recipe.optimizer.options == {"ram_offload": None}
+    assert resolve(Request(recipe(sdxl), "./p.yaml")).recipe.optimizer.options == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ("acmsa: {}", "unknown key `rules.acmsa` in", "did you mean `rules.acmsao`?"),
+        (
+            "acmsao: {full: {optimizer: {ram_ofload: [true]}}}",
+            "unknown key `rules.acmsao.full.optimizer.ram_ofload` in",
+            "did you mean `rules.acmsao.full.optimizer.ram_offload`?",
+        ),
+        (
+            "lion: {full: {optimizer: {visits: momentum}}}",
+            "not every run of `rules.lion.full` has `optimizer.visits` in",
+            "put it under `rules.acmsao.full`",
+        ),
+        (
+            "lion: {settings: {method: {rank: 4}}}",
+            "not every run of `rules.lion.settings` has `method.rank` in",
+            "put it under `rules.lion.lora`",
+        ),
+        (
+            "lion: {lora: {optimizer: {name: adamw}}}",
+            "`rules.lion.lora` cannot set `optimizer.name` in",
+            "it holds for that name alone",
+        ),
+        (
+            "acmsao: {full: {optimizer: {ram_offload: 3}}}",
+            "`optimizer.ram_offload` must be a list, each true or false, or null; found 3",
+            "",
+        ),
+        (
+            "acmsao: {full: {optimizer: {visits: momentun}}}",
+            "`optimizer.visits` must be ",
+            "did you mean `momentum`?",
+        ),
+        (
+            "lion: {lora: {optimizer: {eps: 1}}}",
+            "`optimizer.eps` is set, but `lion` has no eps in",
+            "drop it",
+        ),
+        (
+            "lion: {lora: {optimizer: {storage: factored_3bit}}}",
+            "`optimizer.storage` names an unknown storage `factored_3bit` in",
+            "did you mean `factored_8bit`?",
+        ),
+        ("lion: {full: {optimizer: {lr: x}}}", "`optimizer.lr` must be a number above 0", "peak"),
+        ("lion:", "`rules.lion` is a section and takes keys", "indent"),
+        ("lion: {optimizer: {lr: 1}}", "unknown key `rules.lion.optimizer` in", "`rules.lion."),
+    ],
+)
+def test_a_presets_mistakes_about_a_rule_are_told_whatever_the_run(
+    here: Path, recipe: Write, sdxl: str, text: str, says: str, hint: str
+) -> None:
+    (here / "p.yaml").write_text(f"rules:\n  {text}\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve(Request(recipe(sdxl), "./p.yaml"))
+    assert says in caught.value.message
+    assert caught.value.message.endswith(" in p.yaml:2")
+    assert hint in (caught.value.hint or "")
+
+
+def test_what_another_layer_completes_is_no_mistake_of_a_preset(
+    here: Path, recipe: Write, sdxl: str
+) -> None:
+    (here / "p.yaml").write_text("rules: {adamw: {settings: {optimizer: {decay: cautious}}}}\n")
+    config = resolve(Request(recipe(sdxl), "./p.yaml", ("optimizer.weight_decay=0.1",)))
+    assert config.recipe.optimizer.decay == "cautious"
+    with pytest.raises(ConfigError, match=r"`weight_decay` is 0 in p\.yaml:1"):
+        resolve(Request(recipe(sdxl), "./p.yaml"))
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("full: {optimizer: {ram_offload: [true]}}\n", "not every run of `full` has"),
         ("settings: {model: {source: x}}\n", "a preset cannot set `model.source` in p.yaml:1"),
         ("lora:\n  method: {kind: full}\n", "a preset cannot set `method.kind` in p.yaml:2"),
         ("settings: {data: {flip: true}}\n", "not every run of `settings` has `data.flip`"),

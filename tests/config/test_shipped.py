@@ -74,6 +74,21 @@ def test_presets_of_a_gpu_bound_the_memory_below_its_size(preset: str) -> None:
     assert budget < float(preset.removesuffix("gb"))
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("rule", sorted(parts()["rule"]))
+@pytest.mark.parametrize("recipe", ["sdxl-full", "llm-lora"])
+def test_presets_go_with_every_rule(recipe: str, rule: str, preset: str) -> None:
+    rate = "optimizer.lr=1"  # some refuse the recipe's
+    config = resolve(Request(recipe, preset, (f"optimizer.name={rule}", rate)))
+    assert config.recipe.optimizer.name == rule
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_banks_are_never_kept_in_1_bit(preset: str) -> None:
+    chosen = resolve(Request("sdxl-full", preset, ("optimizer.name=acmsao",))).recipe.optimizer
+    assert chosen.storage in ("factored_4bit", "bf16", "fp32")
+
+
 def test_parts_and_options_are_those_that_are_registered() -> None:
     from acmsao_cli.optim import catalog
 
