@@ -55,7 +55,7 @@ def as_phases(given: Phases | Sequence[Any] | Mapping[str, Any]) -> Phases:
             f"phases must end at rising positions up to 1, not at {ends}", hint=_EXAMPLE
         )
     for phase in phases:
-        if not (math.isfinite(phase.factor) and phase.factor >= 0 <= phase.recency):
+        if not (0 <= phase.factor < math.inf and 0 <= phase.recency < math.inf):
             raise OptimizerError(
                 f"phase `{phase.name}` has factor {phase.factor} and recency {phase.recency}",
                 hint="both are finite numbers from 0 on; 1 changes nothing",

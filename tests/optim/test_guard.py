@@ -70,9 +70,16 @@ AMSGRAD = pytest.param(
 
 
 @pytest.mark.parametrize("rule", [AMSGRAD if rule == "amsgrad" else rule for rule in RULES])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
-@pytest.mark.parametrize("storage", ["fp32", "bf16"])
-@pytest.mark.parametrize("stacking", [None, Stacking()], ids=["alone", "stacked"])
+@pytest.mark.parametrize(
+    ("bad", "storage", "stacking"),
+    [
+        (math.nan, "fp32", None),
+        (math.inf, "fp32", Stacking()),
+        (-math.inf, "bf16", None),
+        (1e30, "bf16", Stacking()),
+    ],
+    ids=str,
+)
 def test_it_stays_to_the_bit_and_the_others_are_stepped(rule, bad, storage, stacking):
     model, optimizer = prepared(guarded(rule, storage=storage), stacking=stacking)
     assert model.first.grad is not None
@@ -135,8 +142,15 @@ def test_in_few_bits_the_weights_stay_and_what_is_stored_anew_does_not_drift(rul
 
 
 @rules
-@pytest.mark.parametrize("storage", ["fp32", "bf16", "factored_4bit"])
-@pytest.mark.parametrize("size", [0.0, 1e18, 1e20, 1e-20, 1e-30])
+@pytest.mark.parametrize(
+    ("size", "storage"),
+    [
+        *((size, "fp32") for size in (0.0, 1e18, 1e20, 1e-20, 1e-30)),
+        (1e20, "bf16"),
+        (1e18, "factored_4bit"),
+        (1e-30, "factored_4bit"),
+    ],
+)
 def test_zero_huge_and_tiny_gradients_stay_finite_and_training_goes_on(rule, storage, size):
     model, optimizer = make(guarded(rule, storage=storage))
     for step in range(15):

@@ -149,6 +149,7 @@ def test_tables_may_be_phases_or_their_options():
         ((Phase("a", 1.0, math.nan),), "has factor nan"),
         ((Phase("a", 1.0, 1.0, -2.0),), "recency -2.0"),
         ((Phase("a", 1.0, 1.0, math.nan),), "recency nan"),
+        ((Phase("a", 1.0, 1.0, math.inf),), "recency inf"),
         ({"a": {"factor": 1.0}}, "a phase cannot be"),
         ({"a": {"until": "1"}}, "a phase cannot be"),
         ({"a": {"until": 1.0, "height": 2.0}}, "a phase cannot be"),
