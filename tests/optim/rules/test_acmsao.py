@@ -20,7 +20,7 @@ from acmsao_cli.optim.phases import Phase
 from acmsao_cli.optim.rules.base import Context
 
 SHAPES = [(5, 7), (9,), (), (4, 3, 3, 3)]
-STEPS = 130
+STEPS = 120
 OF_ADAM = ("betas", "eps", "amsgrad")
 OF_THE_RUN = ("lr", "weight_decay")
 USUAL: dict[str, Any] = {"lr": 0.01, "cycle_period": 20, "total_steps": 150}
