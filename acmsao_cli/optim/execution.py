@@ -213,7 +213,7 @@ class _Blocks:
         self.noise, self.spans = noise, spans
         self.slots: dict[str, Slot] = dict(pipeline.cells())
         self.sums = _Sums(spans[0].axis)
-        self.ctx = replace(ctx, sum=self.sums)
+        self.ctx = replace(ctx, sum=self.sums, known={})
 
     def run(self) -> None:
         """Rehearse until every sum is known, then step every block."""
@@ -322,7 +322,12 @@ def count_sums(pipeline: Pipeline, ctx: Context, axis: int, like: Tensor) -> int
     state = pipeline.allocate(*shape, like.device)
     noise = Noise(torch.zeros((1, 1, 1), dtype=torch.int32, device=like.device), 0)
     ctx = replace(
-        ctx, weights=weights, sum=count_and_sum, contribute=_contribute_nothing, noise=noise
+        ctx,
+        weights=weights,
+        sum=count_and_sum,
+        contribute=_contribute_nothing,
+        noise=noise,
+        known=None,
     )
     pipeline.direct(weights, weights, pipeline.open(state, noise), ctx)
     return count

@@ -162,16 +162,16 @@ class MultiScale(MemoryOptions, Momentum):
         """Return the fresh momentum plus the memory."""
         sums = _Sums(cells, ctx, self.lagged)
         last = average(grad, cells, ctx, "momentum", decay_of_corrected(beta, correction))
-        numbers = self._observed(_Numbers.of(cells), grad, ctx)
-        self._visit(grad, last, numbers, sums)
-        numbers.keep(cells)
+        news = ctx.once("memory", lambda: self._decide(_Numbers.of(cells), _norm(grad, ctx), ctx))
+        cells["numbers"].write(news.kept)
+        self._visit(grad, last, news, sums)
         if self.nesterov:
             # (b m + (1 - b) g) / (1 - b^(t+1)), of which m / (1 - b^t) is at hand
             share = (1 - beta) / (1 - beta * (1 - correction))
             fresh = torch.lerp(last, grad, share if isinstance(share, float) else share.to(grad))
         else:
             fresh = last.clone()
-        return self._remembering(fresh, grad, numbers.progress, sums)
+        return self._remembering(fresh, grad, news.numbers.progress, sums)
 
     # How much of the past counts
 
@@ -252,7 +252,17 @@ class MultiScale(MemoryOptions, Momentum):
 
     # What the banks take in
 
-    def _observed(self, numbers: _Numbers, grad: Tensor, ctx: Context) -> _Numbers:
+    def _decide(self, before: _Numbers, norm: Tensor, ctx: Context) -> _News:
+        """What this step's gradient changes, and which banks take in something."""
+        numbers = self._observed(before, norm, ctx)
+        taken = {}
+        for index, stride in enumerate(self.strides):
+            due = ctx.step % stride == 0
+            if due is not False:
+                taken[index] = self._admitted(index, norm, numbers, due, ctx)
+        return _News(numbers, numbers.together(), taken)
+
+    def _observed(self, numbers: _Numbers, norm: Tensor, ctx: Context) -> _Numbers:
         """Let the share of the run that is done grow, to 1 at most; take in the gradient's norm."""
         step: Scalar = 1 / self.length(ctx)
         peak = numbers.peak_rate
@@ -263,24 +273,19 @@ class MultiScale(MemoryOptions, Momentum):
         progress = (numbers.progress + step).clamp_(max=1.0)
         mean, spread = numbers.mean, numbers.spread
         if self._watched:
-            mean, spread = observe(_norm(grad, ctx), mean, spread, ctx)
+            mean, spread = observe(norm, mean, spread, ctx)
         return _Numbers(progress, mean, spread, peak, numbers.waiting)
 
-    def _visit(self, grad: Tensor, last: Tensor, numbers: _Numbers, sums: _Sums) -> None:
+    def _visit(self, grad: Tensor, last: Tensor, news: _News, sums: _Sums) -> None:
         """Show the gradient, or the momentum, to the banks whose turn it is."""
         cells, ctx = sums.cells, sums.ctx
-        horizon = self._horizon(last, numbers, sums)
-        away = False
-        for index, bank in enumerate(self._banks):
-            due = ctx.step % bank.stride == 0
-            if due is False:
-                continue
-            taken = self._admitted(index, _norm(grad, ctx), numbers, due, ctx)
+        horizon = self._horizon(last, news.numbers, sums)
+        for index, taken in news.taken.items():
+            bank = self._banks[index]
             shown = grad if bank.stride == 1 or self.visits == "gradient" else last
             shown = shown if _is_one(ctx.grad_scale) else shown / ctx.grad_scale
             bank.take(shown, taken, horizon, cells, ctx)
-            away = away or bank.host
-        if away and self._apart:
+        if self._apart and any(self._banks[index].host for index in news.taken):
             absent = [bank for bank in self._banks if bank.host]
             shares = [s for b, s in zip(self._banks, self._shares, strict=True) if b.host]
             values = [bank.value(grad, cells, ctx) for bank in absent]
@@ -401,9 +406,19 @@ class _Numbers:
         progress, mean, spread, peak_rate, *waiting = cells["numbers"].read().split(1, 2)
         return cls(progress, mean, spread, peak_rate, waiting)
 
-    def keep(self, cells: Cells) -> None:
+    def together(self) -> Tensor:
+        """As they are kept, (batch, 1, their number)."""
         numbers = [self.progress, self.mean, self.spread, self.peak_rate, *self.waiting]
-        cells["numbers"].write(torch.cat(numbers, 2))
+        return torch.cat(numbers, 2)
+
+
+@dataclass(frozen=True)
+class _News:
+    """What a gradient changes, before anything of its size is touched."""
+
+    numbers: _Numbers
+    kept: Tensor
+    taken: dict[int, Tensor]  # by scale that is due: whether it is admitted, bool (batch, 1, 1)
 
 
 def _combined(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

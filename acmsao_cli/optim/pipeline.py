@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from acmsao_cli.optim.decay import L2
 from acmsao_cli.optim.edits.base import DirectionEdit, GradientEdit
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.rules.base import Cells, Context, Rule
+from acmsao_cli.optim.schedules import Scalar
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Cell, State
 from acmsao_cli.optim.storage.policy import Storage, build_storage
@@ -136,9 +138,15 @@ def guard(grad: Tensor, ctx: Context) -> tuple[Tensor, Context]:
     Neither is one whose squares fp32 cannot add up: a second moment could not hold them.
     """
     norm = ctx.norm(grad) if ctx.gradient_norm is None else ctx.gradient_norm
+    news = ctx.once("guard", lambda: _fitness(norm, ctx.lr))
+    # Multiplied and mended, which is faster than a mask.
+    safe = (grad * news["fit"]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return safe, replace(ctx, **news)
+
+
+def _fitness(norm: Tensor, lr: Scalar) -> dict[str, Any]:
+    """What of the context follows from the norm."""
     finite = norm < torch.inf
     fit = finite.to(norm.dtype)
-    # Multiplied and mended, which is faster than a mask.
-    safe = (grad * fit).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
     norm = norm.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return safe, replace(ctx, lr=fit * ctx.lr, gradient_norm=norm, finite=finite, fit=fit)
+    return {"lr": fit * lr, "gradient_norm": norm, "finite": finite, "fit": fit}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ Cells: TypeAlias = Mapping[str, Cell]
 Sum: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 
+Made = TypeVar("Made")
 _GOLDEN: Final = 0.6180339887498949  # irrational turns that spread points evenly
 _PLASTIC: Final = 0.7548776662466927
 
@@ -63,6 +64,7 @@ class Context:
     # Where the rule is `guarded`: a gradient that is not finite is given as zeros, its norm as 0.
     finite: Tensor | None = None  # bool (batch, 1, 1)
     fit: Tensor | None = None  # the same as 1.0 and 0.0
+    known: dict[str, Any] | None = None  # see `once`; None where all rows are at hand
 
     def total(self, x: Tensor) -> Tensor:
         """Sum of each parameter's entries, (batch, 1, 1)."""
@@ -105,6 +107,17 @@ class Context:
     def taken(self, share: Scalar) -> Scalar:
         """The share of something new in an average, 0 where the gradient is not finite."""
         return share if self.fit is None else self.fit * share
+
+    def once(self, key: str, make: Callable[[], Made]) -> Made:
+        """What is the same for all blocks of a parameter, made for the first; read only.
+
+        What it is made of must not ask for sums.
+        """
+        if self.known is None:
+            return make()
+        if key not in self.known:
+            self.known[key] = make()
+        return cast(Made, self.known[key])
 
     def uniform(self, index: int) -> Tensor:
         """Numbers in [0, 1), fp32 (batch, 1, 1), a function of seed, step, parameter and index.
