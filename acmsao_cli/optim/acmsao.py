@@ -53,7 +53,7 @@ class ACMSAO(DropIn):
         history_size: int = 8,
         sparsity_factor: float = 0.1,
         magnitude_threshold: float = 0.5,
-        ram_offload: tuple[bool, ...] | list[bool] | None = None,
+        ram_offload: tuple[bool, ...] | list[bool] | bool | None = None,
         *,
         mode: Mode = "scalable",
         total_steps: int | None = None,
@@ -85,7 +85,7 @@ class ACMSAO(DropIn):
         own = {
             "inner": _inner(inner, {"betas": betas, "eps": eps, "amsgrad": amsgrad}),
             "num_scales": num_scales,
-            "ram_offload": None if ram_offload is None else tuple(ram_offload),
+            "ram_offload": tuple(ram_offload) if isinstance(ram_offload, list) else ram_offload,
             "cycle_period": cycle_period,
             "history_size": history_size,
             "sparsity_factor": sparsity_factor,

@@ -75,12 +75,18 @@ class MemoryOptions:
     pace: Pace = "steps"
     growth: Course | None = None
     ramp: Course | None = None
-    ram_offload: tuple[bool, ...] | None = None
+    ram_offload: tuple[bool, ...] | bool | None = None
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Steps between two visits, by scale."""
         return SCALES if isinstance(self.scales, str) else self.scales
+
+    @property
+    def offloaded(self) -> tuple[bool, ...]:
+        """Which scales' banks live in host memory."""
+        flags = self.ram_offload or False
+        return flags if isinstance(flags, tuple) else (flags,) * len(self.strides)
 
     @cached_property
     def all_phases(self) -> Phases:
@@ -336,8 +342,7 @@ class MultiScale(MemoryOptions, Momentum):
 
     @cached_property
     def _banks(self) -> tuple[Bank, ...]:
-        flags = self.ram_offload or (False,) * len(self.strides)
-        scales = list(zip(self.strides, flags, strict=True))
+        scales = list(zip(self.strides, self.offloaded, strict=True))
         if self.bank == "ring":
             return tuple(Ring(s, self.history_size, self.temperature, host) for s, host in scales)
         # A visit to one that is away renews the sum of all: so the finest says when.
@@ -351,7 +356,7 @@ class MultiScale(MemoryOptions, Momentum):
         That takes weights that do not depend on what the banks hold.
         """
         fixed = self.bank == "mean" and self.attention in ("none", "tensor")
-        return fixed and any(self.ram_offload or ())
+        return fixed and any(self.offloaded)
 
     @property
     def _watched(self) -> bool:
@@ -503,10 +508,10 @@ def _check_scales(options: MemoryOptions) -> None:
         )
     for alpha in options.alpha if isinstance(options.alpha, tuple) else (options.alpha,):
         check_not_negative("alpha", alpha, "typical: 2; 0 is no memory")
-    if options.ram_offload is not None and len(options.ram_offload) != number:
+    if len(options.offloaded) != number:
         raise OptimizerError(
-            f"ram_offload has {len(options.ram_offload)} flags for {number} scales",
-            hint="one for each scale, as (False, False, True)",
+            f"ram_offload has {len(options.offloaded)} flags for {number} scales",
+            hint="one for each scale, as (False, False, True), or one for all",
         )
 
 

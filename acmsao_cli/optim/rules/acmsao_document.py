@@ -58,7 +58,7 @@ class AcmsaoDocument(Wrapper):
     history_size: int = 8
     sparsity_factor: float = 0.1
     magnitude_threshold: float = 0.5
-    ram_offload: tuple[bool, ...] | None = None
+    ram_offload: tuple[bool, ...] | bool | None = None
     cycle: float = 0.1
     phases: Phases | None = None
     similarity: Similarity = "dot"
@@ -79,6 +79,12 @@ class AcmsaoDocument(Wrapper):
         """The inner rule's, the banks, and the statistics of norms."""
         own = (slot for bank in self._banks for slot in bank)
         return (*self.inner.slots, *own, *_STATISTICS)
+
+    @property
+    def offloaded(self) -> tuple[bool, ...]:
+        """Which scales' banks live in host memory."""
+        flags = self.ram_offload or False
+        return flags if isinstance(flags, tuple) else (flags,) * self.num_scales
 
     @property
     def all_phases(self) -> Phases:
@@ -110,7 +116,7 @@ class AcmsaoDocument(Wrapper):
     @cached_property
     def _banks(self) -> tuple[tuple[Slot, Slot, Slot], ...]:
         """By scale the entries, their norms, and the steps they are from; 0 where there is none."""
-        host = self.ram_offload or (False,) * self.num_scales
+        host = self.offloaded
         return tuple(
             (
                 Slot(f"history_{index}", depth=self.history_size, host=host[index]),
@@ -249,9 +255,9 @@ def _check(given: AcmsaoDocument) -> None:
             f"sparsity_factor must lie in [0, 1], not {given.sparsity_factor}",
             hint="the chance of what is not important; typical: 0.1",
         )
-    if given.ram_offload is not None and len(given.ram_offload) != given.num_scales:
+    if len(given.offloaded) != given.num_scales:
         raise OptimizerError(
-            f"ram_offload has {len(given.ram_offload)} flags for {given.num_scales} scales",
+            f"ram_offload has {len(given.offloaded)} flags for {given.num_scales} scales",
             hint="one for each scale, as (False, False, True)",
         )
     check_choice("similarity", given.similarity, Similarity)

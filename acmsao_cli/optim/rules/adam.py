@@ -108,7 +108,9 @@ class AdamW(Rule):
         )
         cells["mean_square"].write(square)
         if self.amsgrad:
-            largest = torch.maximum(square * weight, cells["max_mean_square"].read())
+            # A gradient that is not finite counts in the weight, and must not raise the largest.
+            found = square * ctx.taken(weight)
+            largest = torch.maximum(found, cells["max_mean_square"].read())
             cells["max_mean_square"].write(largest)
             square = largest / weight
         return square.sqrt()
