@@ -15,7 +15,7 @@ from acmsao_cli.optim import accounting
 from acmsao_cli.optim.admission import Admission
 from acmsao_cli.optim.catalog import build_part
 from acmsao_cli.optim.drop_in import Betas, DropIn, Options, Parameters, Rate, RuleSpec
-from acmsao_cli.optim.multi_scale import BankKind, Pace, Visits
+from acmsao_cli.optim.multi_scale import SCALES, BankKind, Pace, Visits
 from acmsao_cli.optim.phases import Phases
 from acmsao_cli.optim.rules.acmsao import Acmsao, AnyAttention
 from acmsao_cli.optim.rules.acmsao_document import AcmsaoDocument, Similarity
@@ -110,7 +110,7 @@ class ACMSAO(DropIn):
             "ramp": ramp,
         }
         if mode == "document":
-            inside = {"name": "corrected", "beta": betas[0]}
+            inside = {"name": "corrected", "beta": getattr(own["inner"], "betas", betas)[0]}
             options = {**options, "decay": options.get("decay") or inside}
         else:
             own |= {"num_scales": 3, "scales": _scales(scales, num_scales)}
@@ -177,9 +177,10 @@ def _scales(given: Any, number: int) -> tuple[int, ...] | str:
             raise OptimizerError(f"num_scales must be 1 or more, not {number}", hint="typical: 3")
         return tuple(4**index for index in range(number))
     scales = given if isinstance(given, str) else tuple(given)
-    if number not in (3, len(scales)):
+    named = len(SCALES) if isinstance(scales, str) else len(scales)
+    if number not in (3, named):
         raise OptimizerError(
-            f"num_scales is {number}, but scales names {len(scales)}", hint="give one of them"
+            f"num_scales is {number}, but scales names {named}", hint="give one of them"
         )
     return scales
 

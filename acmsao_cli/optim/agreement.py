@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
-_STEEP: Final = 1e25
-_LEAST: Final = 1e-3  # the kept share counts as at least so much
+_LEAST: Final = 1e-3
+LEAST_LAGGED: Final = 0.25  # of the step before: a bad one must not multiply the next
 
 
 def agreement(update: Tensor, grad: Tensor) -> Tensor:
@@ -17,14 +16,16 @@ def agreement(update: Tensor, grad: Tensor) -> Tensor:
 
 
 def no_contradiction(update: Tensor, grad: Tensor) -> Tensor:
-    """0 where both have opposite signs, else 1: 1 + 1e25 u g, held in [0, 1]; fresh.
+    """0 where both have opposite signs, else 1; fresh.
 
     A gradient of 0, as of a word that a small batch does not have, says nothing against a momentum.
     """
-    one = torch.ones((), dtype=update.dtype, device=update.device)
-    return torch.addcmul(one, update, grad, value=_STEEP).clamp_(0, 1)
+    return (update * grad).sign_().add_(1).clamp_(max=1)
 
 
-def keep(update: Tensor, agree: Tensor, share: Tensor) -> Tensor:
-    """The elements that agree, divided by their share so that the mean size stays; uses `agree`."""
-    return agree.mul_(update).div_(share.clamp(min=_LEAST))
+def keep(update: Tensor, agree: Tensor, share: Tensor, least: float = _LEAST) -> Tensor:
+    """The elements that agree, divided by their share so that the mean size stays; uses `agree`.
+
+    The share counts as at least `least`: one that is of another step says little of this one's.
+    """
+    return agree.mul_(update).div_(share.clamp(min=least))

@@ -20,7 +20,7 @@ from acmsao_cli.optim.admission import (
     patient,
     usual,
 )
-from acmsao_cli.optim.agreement import keep, no_contradiction
+from acmsao_cli.optim.agreement import LEAST_LAGGED, keep, no_contradiction
 from acmsao_cli.optim.banks import Bank, Mean, Ring, cosines
 from acmsao_cli.optim.momentum import Ema, Momentum, average, decay_of_corrected, momentum
 from acmsao_cli.optim.phases import Of, Phases, as_phases, at, position, three_phases
@@ -206,7 +206,8 @@ class MultiScale(MemoryOptions, Momentum):
             kept = sums("kept", agree)
             size = max(sums.ctx.rows * sums.ctx.cols, 1)
             shares = [torch.where(one > 0, one / size, 1.0) for one in kept]
-            return _combined(list(map(keep, values, agree, shares)), self._shares)
+            least = [LEAST_LAGGED if self.lagged else 1e-3] * len(values)
+            return _combined(list(map(keep, values, agree, shares, least)), self._shares)
         similar = self._similarities(query, values, sums)
         attended = similar.clamp(min=0)
         if self.attention == "softmax":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import multi_scale
-from acmsao_cli.optim.agreement import keep, no_contradiction
+from acmsao_cli.optim.agreement import LEAST_LAGGED, keep, no_contradiction
 from acmsao_cli.optim.multi_scale import MemoryOptions, MultiScale
 from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.adam import AdamW
@@ -85,9 +85,9 @@ class Acmsao(MemoryOptions, Wrapper):
         if not self.lagged:
             return keep(update, agree, ctx.mean(agree))
         share = cells["kept_share"].read() / max(ctx.rows * ctx.cols, 1)
-        share = torch.where(share > 0, share, 1.0)  # at the first step, and after an update of 0
+        share = torch.where(share > 0, share, 1.0)  # none yet, or nothing was kept
         cells["kept_share"].write(ctx.part(agree))
-        return keep(update, agree, share)
+        return keep(update, agree, share, LEAST_LAGGED)
 
     def rejects(self, pipeline: Pipeline) -> str | None:
         """Refuse the mask twice, and what the inner rule refuses."""

@@ -28,8 +28,11 @@ def side_slots(name: str, limit: int, sides: tuple[str, ...] = tuple(SIDES)) -> 
 
 
 def exactly(slots: Iterable[Slot]) -> tuple[Slot, ...]:
-    """The slots, kept without loss."""
-    return tuple(replace(slot, role=Role.EXACT, gradient_like=False) for slot in slots)
+    """The slots, kept without loss; the few numbers of a parameter are anyway."""
+    return tuple(
+        slot if slot.role is Role.SCALAR else replace(slot, role=Role.EXACT, gradient_like=False)
+        for slot in slots
+    )
 
 
 def is_kept(slot: Slot, ctx: Context) -> bool:

@@ -97,7 +97,10 @@ class LearningRateFree(Wrapper):
         """Of what is averaged for the estimate."""
         if self.beta3 is not None:
             return self.beta3
-        _, beta = getattr(self.inner, "betas", (0.9, 0.999))
+        inner = self.inner
+        while isinstance(inner, Wrapper):
+            inner = inner.inner
+        _, beta = getattr(inner, "betas", (0.9, 0.999))
         return math.sqrt(beta)
 
     @property
