@@ -247,7 +247,8 @@ def test_a_preset_sets_a_rules_own_options_where_that_rule_runs(
         ),
         (
             "acmsao: {full: {optimizer: {ram_offload: 3}}}",
-            "`optimizer.ram_offload` must be a list, each true or false, or true or false, or null; found 3",
+            "`optimizer.ram_offload` must be a list, each true or false, or true or false, or "
+            "null; found 3",
             "",
         ),
         (

@@ -667,3 +667,33 @@ def test_the_whole_step_compiles_to_one_graph(options):
 def test_what_means_nothing_is_refused(options, message):
     with pytest.raises(OptimizerError, match=message):
         build_pipeline("acmsao", **options)
+
+
+def test_a_step_after_one_that_contradicts_everything_is_no_leap():
+    """The kept share is that of the step before, and then nearly nothing is kept."""
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    optimizer = ComposedOptimizer([("w", weight)], build_pipeline("acmsao", cycle=0.0), lr=1e-3)
+    usual = torch.ones(1000)
+    usual[0] = -1.0
+    sizes = []
+    for grad in [*[usual] * 30, -torch.ones(1000), usual, usual]:
+        before = weight.detach().clone()
+        weight.grad = grad.clone()
+        optimizer.step()
+        sizes.append(float((weight.detach() - before).abs().mean()) / 1e-3)
+    assert max(sizes) < 5
+
+
+@pytest.mark.parametrize("inner", ["soap", "adadiag"])
+def test_a_rotated_rule_remembers_the_numbers_as_they_are(inner):
+    shapes = [(16, 4), (4,), (3, 5)]
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    pipeline = build_pipeline("acmsao", inner=inner)
+    optimizer = ComposedOptimizer(weights, pipeline, lr=1e-3, total_steps=20)
+    for _ in range(5):
+        for weight in weights:
+            weight.grad = torch.full_like(weight, 0.1)
+        optimizer.step()
+    for name, tensor in optimizer.state_tensors().items():
+        if "/numbers/" in name:
+            assert tensor.shape == (1, 7)
