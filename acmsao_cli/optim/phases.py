@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import torch
@@ -50,7 +51,8 @@ def as_phases(given: Phases | Sequence[Any] | Mapping[str, Any]) -> Phases:
     named = given.items() if isinstance(given, Mapping) else ((None, one) for one in given)
     phases = tuple(_phase(name, one) for name, one in named)
     ends = [phase.until for phase in phases]
-    if ends != sorted(set(ends)) or not ends or ends[0] <= 0 or ends[-1] != 1:
+    rising = all(before < after for before, after in pairwise([0.0, *ends]))
+    if not rising or not ends or ends[-1] != 1:
         raise OptimizerError(
             f"phases must end at rising positions up to 1, not at {ends}", hint=_EXAMPLE
         )

@@ -247,7 +247,7 @@ def remembered(state: State, grad: Tensor, options: Options) -> Tensor:
         shares = known(state, "kept", [float(one.mean()) for one in agree], options)
         result = torch.zeros_like(grad)
         for weight, value, one, share in zip(options.weights, values, agree, shares, strict=True):
-            kept = value * one / max(share if share > 0 else 1.0, 1e-3)
+            kept = value * one / max(share if share > 0 else 1.0, least(options))
             result = result + weight * kept
         return result
     similar = similarities(state, grad, values, options)
@@ -261,6 +261,11 @@ def remembered(state: State, grad: Tensor, options: Options) -> Tensor:
     for weight, share, value in zip(options.weights, of_scales, values, strict=True):
         result = result + weight * share * value
     return result
+
+
+def least(options: Options) -> float:
+    """A kept share counts as at least so much: of the step before it says less."""
+    return 0.25 if options.lagged else 1e-3
 
 
 def similarities(
@@ -281,7 +286,7 @@ def attended(state: State, update: Tensor, grad: Tensor, options: Options) -> Te
         return update
     agree = (update * grad >= 0).double()
     (share,) = known(state, "share", [float(agree.mean())], options)
-    return update * agree / max(share if share > 0 else 1.0, 1e-3)
+    return update * agree / max(share if share > 0 else 1.0, least(options))
 
 
 def step(state: State, weights: Tensor, grad: Tensor, options: Options, draw: Draw) -> Tensor:
