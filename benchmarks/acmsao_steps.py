@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=recording.RESULTS / "acmsao-steps")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = len(RULES) * len(STORAGES) + 1  # one step for each
     ways = {"Stacked and in blocks": partial(measure, stacked)}
     if given.compile:
         ways["Compiled, one matrix of 1280 x 1280"] = partial(measure, compiled)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from acmsao_cli.bench.contenders import ANY, CENTRES, CONTENDERS, Contender, contender
+from acmsao_cli.bench.contenders import ANY, BASELINE, CENTRES, CONTENDERS, Contender, contender
 from acmsao_cli.bench.tasks import TASKS, Task
 from acmsao_cli.config.check import flatten, validate
 from acmsao_cli.config.choices import parts
@@ -120,3 +120,16 @@ def task_asked(text: str) -> Task:
     from acmsao_cli.bench.recipe_task import recipe_task
 
     return recipe_task(config)
+
+
+def reference_of(contenders: Sequence[Contender], asked: Contender | None) -> str:
+    """Whom the others are held against: the one asked for, else AdamW, else the first."""
+    names = [one.name for one in contenders]
+    if asked is None:
+        return BASELINE if BASELINE in names else names[0]
+    if asked.name not in names:
+        raise ConfigError(
+            f"--reference {asked.name} is not among the optimizers",
+            hint=f"name one of {', '.join(names)}",
+        )
+    return asked.name

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from acmsao_cli.bench.contenders import BASELINE, Contender
+from acmsao_cli.bench.contenders import Contender
 from acmsao_cli.bench.contest import (
     Job,
     Known,
@@ -50,12 +50,6 @@ def stage(task: Task, contender: Contender, plan: Plan) -> Stage:
         return finals(task, contender, plan, chosen["lr"]) if chosen else ()
 
     return Stage(tuning(task, contender, plan), follow, plan.seeds)
-
-
-def reference_of(contenders: Sequence[Contender], asked: str | None) -> str:
-    """Whom the others are held against: the one asked for, else AdamW, else the first."""
-    names = [one.name for one in contenders]
-    return asked or (BASELINE if BASELINE in names else names[0])
 
 
 def on_task(

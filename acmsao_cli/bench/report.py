@@ -104,8 +104,8 @@ def header(result: Mapping[str, Any]) -> list[str]:
 
 
 def ordered(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Best final loss first."""
-    return sorted(found.items(), key=lambda item: item[1]["mean"])
+    """Best final loss first; whoever lost a run comes after all who lost none."""
+    return sorted(found.items(), key=lambda item: (bool(item[1]["not_finished"]), item[1]["mean"]))
 
 
 def cells(name: str, row: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,10 +17,7 @@ from acmsao_cli.cli.contest import (
 )
 from acmsao_cli.cli.options import JsonOption
 from acmsao_cli.cli.quiet import quiet_libraries
-from acmsao_cli.errors import ConfigError, OptimizerError
-
-if TYPE_CHECKING:
-    from acmsao_cli.bench.contenders import Contender
+from acmsao_cli.errors import OptimizerError
 
 
 def compare(
@@ -49,13 +46,17 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare optimizers on small tasks, at equal tuning budget."""
-    contenders = contenders_asked(optimizer, reference)
+    from acmsao_cli.bench.asked import contender_asked, contenders_asked, reference_of
+    from acmsao_cli.bench.contenders import CONTENDERS
+
+    contenders = contenders_asked(optimizer) if optimizer else list(CONTENDERS.values())
+    against = reference_of(contenders, contender_asked(reference) if reference else None)
     quiet_libraries()
     place = contest.Place(output, json)
     if report:
         contest.require_runs(place)
     chosen = contest.tasks_asked(tasks)
-    from acmsao_cli.bench.compare import buildable, compared, reference_of, stages
+    from acmsao_cli.bench.compare import buildable, compared, stages
     from acmsao_cli.bench.contest import Plan, recorded
     from acmsao_cli.bench.provenance import provenance
 
@@ -63,27 +64,14 @@ def compare(
     if optimizer and absent:
         name, reason = next(iter(absent.items()))
         raise OptimizerError(f"--optimizer {name}: {reason}")
+    if against in absent:
+        raise OptimizerError(f"--reference {against}: {absent[against]}")
     for name, reason in absent.items():
         place.say(f"left out: {name}: {reason}")
     plan = Plan(trials, seeds, scale)
     if not report:
         contest.perform(stages(chosen, there, plan), jobs, place)
     result = provenance("Optimizers compared", "acmsao") | compared(
-        chosen, there, plan, recorded(place.cache), reference_of(there, reference)
+        chosen, there, plan, recorded(place.cache), against
     )
     contest.finish("compare", result | {"skipped": absent}, place)
-
-
-def contenders_asked(texts: list[str] | None, reference: str | None) -> list[Contender]:
-    """Those named, or the usual table. Raises ConfigError where the reference is none of them."""
-    from acmsao_cli.bench.asked import contender_asked, contenders_asked
-    from acmsao_cli.bench.contenders import CONTENDERS
-
-    found = contenders_asked(texts) if texts else list(CONTENDERS.values())
-    names = [one.name for one in found]
-    if reference is not None and contender_asked(reference).name not in names:
-        raise ConfigError(
-            f"--reference {reference} is not among the optimizers",
-            hint=f"name one of {', '.join(names)}",
-        )
-    return found

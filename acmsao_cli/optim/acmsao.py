@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, Unpack, cast, get_args
 
+import psutil
 import torch
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import accounting
 from acmsao_cli.optim.admission import Admission
+from acmsao_cli.optim.banks import powers
 from acmsao_cli.optim.catalog import build_part
 from acmsao_cli.optim.drop_in import Betas, DropIn, Options, Parameters, Rate, RuleSpec
 from acmsao_cli.optim.multi_scale import SCALES, BankKind, Pace, Visits
 from acmsao_cli.optim.phases import Phases
+from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.acmsao import Acmsao, AnyAttention
 from acmsao_cli.optim.rules.acmsao_document import AcmsaoDocument, Similarity
 from acmsao_cli.optim.rules.adam import AdamW
@@ -82,33 +85,10 @@ class ACMSAO(DropIn):
                 f"mode cannot be `{mode}`", hint="scalable, or document for the literal algorithm"
             )
         check_betas(betas)
-        own = {
-            "inner": _inner(inner, {"betas": betas, "eps": eps, "amsgrad": amsgrad}),
-            "num_scales": num_scales,
-            "ram_offload": tuple(ram_offload) if isinstance(ram_offload, list) else ram_offload,
-            "cycle_period": cycle_period,
-            "history_size": history_size,
-            "sparsity_factor": sparsity_factor,
-            "magnitude_threshold": magnitude_threshold,
-            "cycle": cycle,
-            "phases": phases,
-            "total_steps": total_steps,
-            "scales": scales,
-            "horizon": horizon,
-            "alpha": alpha,
-            "attention": attention,
-            "admission": admission,
-            "kappa": kappa,
-            "nesterov": nesterov,
-            "visits": visits,
-            "bank": bank,
-            "temperature": temperature,
-            "similarity": similarity,
-            "lagged": lagged,
-            "pace": pace,
-            "growth": growth,
-            "ramp": ramp,
-        }
+        own = {name: given for name, given in locals().items() if name in _options()}
+        own["inner"] = _inner(inner, {"betas": betas, "eps": eps, "amsgrad": amsgrad})
+        if isinstance(ram_offload, list):
+            own["ram_offload"] = tuple(ram_offload)
         if mode == "document":
             inside = {"name": "corrected", "beta": getattr(own["inner"], "betas", betas)[0]}
             options = {**options, "decay": options.get("decay") or inside}
@@ -147,8 +127,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
-    page = os.sysconf("SC_PAGE_SIZE")
-    return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory()
+    return int(memory.available), int(memory.total)
 
 
 def _said(size: int) -> str:
@@ -164,8 +144,8 @@ def _inner(given: RuleSpec, of_adam: dict[str, Any]) -> Rule:
     for option, value in of_adam.items():
         if value != getattr(AdamW, option):
             raise OptimizerError(
-                f"{option} is Adam's, and inner is another rule",
-                hint=f'say it there: inner={{"name": ..., "{option}": ...}}',
+                f"{option} is Adam's, and inner is given as a rule with options of its own",
+                hint=f"say them there: inner={{'name': '{part_name(built)}', ...}}",
             )
     return built
 
@@ -175,7 +155,7 @@ def _scales(given: Any, number: int) -> tuple[int, ...] | str:
     if given is None:
         if number < 1:
             raise OptimizerError(f"num_scales must be 1 or more, not {number}", hint="typical: 3")
-        return tuple(4**index for index in range(number))
+        return powers(number)
     scales = given if isinstance(given, str) else tuple(given)
     named = len(SCALES) if isinstance(scales, str) else len(scales)
     if number not in (3, named):
@@ -185,9 +165,14 @@ def _scales(given: Any, number: int) -> tuple[int, ...] | str:
     return scales
 
 
+def _options() -> frozenset[str]:
+    """What either form's rule takes, and `num_scales`, which both count by."""
+    return frozenset(name for rule in _RULES.values() for name in fields_of(rule))
+
+
 def _known(own: Mapping[str, Any], chosen: type[Rule], mode: str) -> dict[str, Any]:
     """The options the mode has; refuse others that are not as usual."""
-    fields = set(chosen.__dataclass_fields__)  # type: ignore[attr-defined]
+    fields = fields_of(chosen)
     declared = inspect.signature(ACMSAO.__init__).parameters
     for option, value in own.items():
         if option not in fields and value != declared[option].default:
@@ -196,6 +181,11 @@ def _known(own: Mapping[str, Any], chosen: type[Rule], mode: str) -> dict[str, A
                 f"{option} has no effect with mode={mode}", hint=f"it is of mode={other}"
             )
     return {key: value for key, value in own.items() if key in fields and value is not None}
+
+
+def fields_of(chosen: type[Rule]) -> set[str]:
+    """The options of a rule."""
+    return {field.name for field in dataclasses.fields(cast(Any, chosen))}
 
 
 def _name(chosen: type[Rule]) -> str:

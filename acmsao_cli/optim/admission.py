@@ -18,20 +18,24 @@ _FIRST: Final = 3  # so many are taken in whatever their norm
 _PATIENCE: Final = 4  # refused in a row, then one is taken in
 
 
-def observe(norm: Tensor, mean: Tensor, spread: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+def averaged(norm: Tensor, mean: Tensor, spread: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
     """Take a gradient's norm into the averages, which start at 0: mu and sqrt(var).
 
     mu <- .9 mu + .1 n      var <- .9 var + .1 (n - mu)^2
 
-    After three steps n counts as at most 10 mu, lest one monster shape mu for long. Of var the root
-    is kept: squares of huge and of tiny norms are no fp32 numbers.
+    Of var the root is kept: squares of huge and of tiny norms are no fp32 numbers.
     """
+    kept, taken = ctx.kept(DECAY), ctx.taken(1 - DECAY)
+    mean = mean * kept + norm * taken
+    return mean, torch.hypot(spread * kept**0.5, (norm - mean) * taken**0.5)
+
+
+def observe(norm: Tensor, mean: Tensor, spread: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    """As `averaged`, but after three steps n counts as at most 10 mu: no monster shapes mu."""
     seen, late = norm, ctx.step > _FIRST
     if late is not False:
         seen = torch.where((mean > 0) & late, norm.minimum(mean * _MONSTER), norm)
-    kept, taken = ctx.kept(DECAY), ctx.taken(1 - DECAY)
-    mean = mean * kept + seen * taken
-    return mean, torch.hypot(spread * kept**0.5, (seen - mean) * taken**0.5)
+    return averaged(seen, mean, spread, ctx)
 
 
 def usual(norm: Tensor, mean: Tensor, spread: Tensor, kappa: float) -> Tensor:
@@ -39,9 +43,14 @@ def usual(norm: Tensor, mean: Tensor, spread: Tensor, kappa: float) -> Tensor:
     return norm <= torch.add(mean * _GROWTH, spread, alpha=kappa)
 
 
+def limit(mean: Tensor, spread: Tensor, threshold: float) -> Tensor:
+    """The document's: mu + threshold (sqrt(var) + 1e-8)."""
+    return torch.add(mean, spread + 1e-8, alpha=threshold)
+
+
 def large(norm: Tensor, mean: Tensor, spread: Tensor, threshold: float) -> Tensor:
-    """Whether a norm is above the document's threshold: n > mu + threshold (sqrt(var) + 1e-8)."""
-    return norm > torch.add(mean, spread + 1e-8, alpha=threshold)
+    """Whether a norm is above the document's limit."""
+    return norm > limit(mean, spread, threshold)
 
 
 def likely(norm: Tensor, mean: Tensor, chance: Tensor) -> Tensor:
@@ -51,7 +60,7 @@ def likely(norm: Tensor, mean: Tensor, chance: Tensor) -> Tensor:
 
 def patient(waiting: Tensor) -> Tensor:
     """Whether one of the first three is still to come, or four were refused in a row."""
-    return (waiting - (2 * _FIRST + _PATIENCE - 0.5) / 2).abs() > _PATIENCE / 2
+    return (waiting < _FIRST) | (waiting >= _FIRST + _PATIENCE)
 
 
 def counted(waiting: Tensor, taken: Tensor, fit: Scalar) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import Tensor
 
-_LEAST: Final = 1e-3
+LEAST: Final = 1e-3
 LEAST_LAGGED: Final = 0.25  # of the step before: a bad one must not multiply the next
 
 
@@ -23,7 +23,7 @@ def no_contradiction(update: Tensor, grad: Tensor) -> Tensor:
     return (update * grad).sign_().add_(1).clamp_(max=1)
 
 
-def keep(update: Tensor, agree: Tensor, share: Tensor, least: float = _LEAST) -> Tensor:
+def keep(update: Tensor, agree: Tensor, share: Tensor, least: float = LEAST) -> Tensor:
     """The elements that agree, divided by their share so that the mean size stays; uses `agree`.
 
     The share counts as at least `least`: one that is of another step says little of this one's.

@@ -17,6 +17,16 @@ from acmsao_cli.optim.slots import Role, Slot
 _TINY = 1e-30
 
 
+def powers(number: int) -> tuple[int, ...]:
+    """The document's scales: a visit every 4^i steps."""
+    return tuple(4**index for index in range(number))
+
+
+def flags_of(given: tuple[bool, ...] | bool | None, number: int) -> tuple[bool, ...]:
+    """A flag for each scale, from as many, from one for all, or from None for no."""
+    return given if isinstance(given, tuple) else (bool(given),) * number
+
+
 class Bank(Protocol):
     """The history of one scale, which is shown something every `stride` steps."""
 

@@ -20,10 +20,10 @@ from acmsao_cli.optim.admission import (
     patient,
     usual,
 )
-from acmsao_cli.optim.agreement import LEAST_LAGGED, keep, no_contradiction
-from acmsao_cli.optim.banks import Bank, Mean, Ring, cosines
+from acmsao_cli.optim.agreement import LEAST, LEAST_LAGGED, keep, no_contradiction
+from acmsao_cli.optim.banks import Bank, Mean, Ring, cosines, flags_of, powers
 from acmsao_cli.optim.momentum import Ema, Momentum, average, decay_of_corrected, momentum
-from acmsao_cli.optim.phases import Of, Phases, as_phases, at, position, three_phases
+from acmsao_cli.optim.phases import Of, Phases, as_phases, at, phases_of, position, three_phases
 from acmsao_cli.optim.rules.base import Cells, Context
 from acmsao_cli.optim.schedules import (
     Course,
@@ -40,7 +40,7 @@ Visits: TypeAlias = Literal["momentum", "gradient"]
 Pace: TypeAlias = Literal["steps", "learning_rate"]
 AUTO: Final = "auto"
 SCHEDULE: Final = "schedule"
-SCALES: Final = (1, 4, 16)
+SCALES: Final = powers(3)
 _VISITS: Final = 25.0  # remembered in a run of unknown length
 _QUARTER: Final = 0.25
 _MOST_VISITS: Final = 50.0  # what banks of few bits can average: rounding adds up with the visits
@@ -85,13 +85,12 @@ class MemoryOptions:
     @property
     def offloaded(self) -> tuple[bool, ...]:
         """Which scales' banks live in host memory."""
-        flags = self.ram_offload or False
-        return flags if isinstance(flags, tuple) else (flags,) * len(self.strides)
+        return flags_of(self.ram_offload, len(self.strides))
 
     @cached_property
     def all_phases(self) -> Phases:
         """The cycle's phases."""
-        return three_phases(self.cycle) if self.phases is None else as_phases(self.phases)
+        return phases_of(self.cycle, self.phases)
 
     def length(self, ctx: Context) -> int:
         """Steps of the run; where nobody knows, of one that is long for this memory."""
@@ -108,8 +107,18 @@ class MemoryOptions:
 
     def of_phase(self, ctx: Context, of: Of) -> Scalar:
         """A number of this step's phase: the first step is the cycle's position 0."""
-        period = self.length(ctx) / 2 if isinstance(self.cycle_period, str) else self.cycle_period
-        return at(self.all_phases, position(ctx.step - 1, period), of)
+        return at(self.all_phases, position(ctx.step - 1, self._period(ctx)), of)
+
+    def _period(self, ctx: Context) -> float:
+        """Steps of half a cycle."""
+        if not isinstance(self.cycle_period, str):
+            return self.cycle_period
+        if not (self.total_steps or ctx.total_steps):
+            raise OptimizerError(
+                f"cycle_period={SCHEDULE} needs to know the run's length",
+                hint="give the optimizer total_steps, or the period as a number of steps",
+            )
+        return self.length(ctx) / 2
 
 
 @momentum("multi_scale")
@@ -206,7 +215,7 @@ class MultiScale(MemoryOptions, Momentum):
             kept = sums("kept", agree)
             size = max(sums.ctx.rows * sums.ctx.cols, 1)
             shares = [torch.where(one > 0, one / size, 1.0) for one in kept]
-            least = [LEAST_LAGGED if self.lagged else 1e-3] * len(values)
+            least = [LEAST_LAGGED if self.lagged else LEAST] * len(values)
             return _combined(list(map(keep, values, agree, shares, least)), self._shares)
         similar = self._similarities(query, values, sums)
         attended = similar.clamp(min=0)
@@ -334,7 +343,8 @@ class MultiScale(MemoryOptions, Momentum):
 
         Of pure noise the average keeps (1 - b) / (1 + b) of the square, of pure signal everything.
         """
-        (square,) = sums("momentum_square", [last * last])
+        own = last if _is_one(sums.ctx.grad_scale) else last / sums.ctx.grad_scale
+        (square,) = sums("momentum_square", [own * own])
         power = (numbers.mean**2 + numbers.spread**2).clamp(min=_TINY)
         kept = (square / power).clamp(1e-3, 1.0)
         return ((1 - kept) / kept / _NOISY).sqrt().clamp(1 / _STRETCH, _STRETCH)
@@ -462,7 +472,7 @@ def check_choice(option: str, value: str, known: Any) -> None:
         )
 
 
-def check_options(options: MemoryOptions) -> None:
+def check_options(options: MultiScale) -> None:
     """Refuse values out of range, and options that would have no effect."""
     for option, known in _CHOICES.items():
         check_choice(option, getattr(options, option), known)
@@ -516,11 +526,14 @@ def _check_scales(options: MemoryOptions) -> None:
         )
 
 
-def _check_effect(options: MemoryOptions) -> None:
+def _check_effect(options: MultiScale) -> None:
     """Refuse an option whose value is not the usual one where it would change nothing."""
     usual = {field.name: field.default for field in fields(MemoryOptions)}
-    softmax = getattr(options, "attention", None) == "softmax" or options.bank == "ring"
+    softmax = options.attention == "softmax" or options.bank == "ring"
+    lagging = options.attention != "none" or options.scales == AUTO
     # A ramp says the whole weight and growth the whole horizon.
+    growing = options.growth is None and options.bank == "mean"
+    cycling = options.cycle > 0 or options.phases is not None or options.admission != "always"
     idle = {
         "kappa": (options.admission == "robust", "admission=robust"),
         "magnitude_threshold": (options.admission == "magnitude", "admission=magnitude"),
@@ -528,9 +541,17 @@ def _check_effect(options: MemoryOptions) -> None:
         "history_size": (options.bank == "ring", "bank=ring"),
         "temperature": (softmax, "attention=softmax or bank=ring"),
         "alpha": (options.ramp is None, "no ramp, which says the weight itself"),
-        "horizon": (options.growth is None, "no growth, which says the horizon itself"),
+        "horizon": (growing, "bank=mean, and no growth, which says the horizon itself"),
+        "growth": (options.bank == "mean", "bank=mean"),
+        "lagged": (lagging, "an attention that looks at whole tensors, or scales=auto"),
+        "pace": (options.ramp is None or growing, "a weight or a horizon that grows by it"),
+        "cycle_period": (cycling, "phases that change something"),
         "cycle": (options.phases is None, "no phases, which have their own factors"),
     }
+    if options.scales == AUTO and not growing:
+        raise OptimizerError(
+            "scales=auto would change nothing", hint="it goes with bank=mean, and no growth"
+        )
     for option, (used, where) in idle.items():
         if not used and getattr(options, option) != usual[option]:
             raise OptimizerError(

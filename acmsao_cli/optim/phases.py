@@ -46,6 +46,11 @@ def three_phases(cycle: float) -> Phases:
     )
 
 
+def phases_of(cycle: float, given: Phases | Mapping[str, Any] | None) -> Phases:
+    """The phases that are in force: those given, else three whose size is `cycle`."""
+    return three_phases(cycle) if given is None else as_phases(given)
+
+
 def as_phases(given: Phases | Sequence[Any] | Mapping[str, Any]) -> Phases:
     """Phases from {name: Phase or its options}, or a list of them; refuse what is no cycle."""
     named = given.items() if isinstance(given, Mapping) else ((None, one) for one in given)

@@ -146,7 +146,6 @@ def guard(grad: Tensor, ctx: Context) -> tuple[Tensor, Context]:
 
 def _fitness(norm: Tensor, lr: Scalar) -> dict[str, Any]:
     """What of the context follows from the norm."""
-    finite = norm * norm < torch.inf
-    fit = finite.to(norm.dtype)
+    fit = (norm * norm < torch.inf).to(norm.dtype)
     norm = norm.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return {"lr": fit * lr, "gradient_norm": norm, "finite": finite, "fit": fit}
+    return {"lr": fit * lr, "gradient_norm": norm, "fit": fit}

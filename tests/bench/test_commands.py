@@ -31,6 +31,15 @@ def test_a_comparison_runs_reports_and_goes_on(acmsao: Acmsao) -> None:
     assert Path("compare/compare.md").exists()
 
 
+def test_the_reference_may_be_said_as_the_optimizer_was(acmsao: Acmsao) -> None:
+    said = "lion: {lr: 0.01}"
+    options = ("--optimizer", "adamw", "--optimizer", said, "--reference", said)
+    assert acmsao("compare", *QUICK, *options).code == 0
+    told = json.loads(Path("compare/compare.json").read_text())
+    assert told["reference"] == "lion(lr=0.01)"
+    assert told["tasks"]["line"]["figures"]["adamw"]["difference"] is not None
+
+
 def test_programs_read_lines(acmsao: Acmsao) -> None:
     outcome = acmsao("compare", *QUICK, "--optimizer", "lion", "--json", "-o", "there")
     events = [json.loads(line) for line in outcome.out.splitlines()]

@@ -145,6 +145,16 @@ def test_every_argument_changes_the_way_where_it_applies(usual, changed):
                 {"ramp": 2.0},
             )
         ),
+        ({"bank": "ring", "horizon": 3.0}, "horizon=3.0 would change nothing"),
+        ({"bank": "ring", "growth": 3.0}, "growth=3.0 would change nothing"),
+        ({"bank": "ring", "scales": "auto"}, "scales=auto would change nothing"),
+        ({"growth": 3.0, "scales": "auto"}, "scales=auto would change nothing"),
+        ({"attention": "none", "lagged": False}, "lagged=False would change nothing"),
+        ({"ramp": 1.0, "growth": 3.0, "pace": "learning_rate"}, "pace=learning_rate would"),
+        ({"cycle": 0.0, "admission": "always", "cycle_period": 9}, "cycle_period=9 would"),
+        ({"inner": "lion", "nesterov": False}, "nesterov=False would change nothing"),
+        ({"inner": "adopt", "scales": "auto"}, "scales=auto cannot measure"),
+        ({"inner": "simplified_ademamix"}, "replaces the sum"),
         ({"mode": "loose"}, "mode cannot be `loose`"),
         ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
@@ -160,6 +170,13 @@ def test_every_argument_changes_the_way_where_it_applies(usual, changed):
 def test_what_has_no_effect_or_no_meaning_is_refused(options, message):
     with pytest.raises(OptimizerError, match=message):
         ACMSAO([torch.nn.Parameter(torch.ones(2))], **options)
+
+
+def test_a_cycle_of_the_schedules_length_needs_it():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    with pytest.raises(OptimizerError, match="needs to know the run's length"):
+        ACMSAO([parameter], cycle_period="schedule").step()
 
 
 def test_an_unknown_argument_is_named():

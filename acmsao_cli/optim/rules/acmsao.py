@@ -12,10 +12,12 @@ from torch import Tensor
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import multi_scale
 from acmsao_cli.optim.agreement import LEAST_LAGGED, keep, no_contradiction
-from acmsao_cli.optim.multi_scale import MemoryOptions, MultiScale
+from acmsao_cli.optim.multi_scale import AUTO, MemoryOptions, MultiScale
 from acmsao_cli.optim.registry import part_name
-from acmsao_cli.optim.rules.adam import AdamW
+from acmsao_cli.optim.rules.adam import AdamW, SimplifiedAdEMAMix
+from acmsao_cli.optim.rules.adopt import Adopt
 from acmsao_cli.optim.rules.base import Cells, Context, Rule, rule
+from acmsao_cli.optim.rules.lion import Lion
 from acmsao_cli.optim.rules.muon import Muon
 from acmsao_cli.optim.rules.wrapping import LearningRateFree, Wrapper
 from acmsao_cli.optim.slots import Role, Slot
@@ -110,7 +112,10 @@ class Acmsao(MemoryOptions, Wrapper):
         if self.alpha is None:
             muon = isinstance(self.inner, Muon) and self.ramp is None
             options["alpha"] = _ALPHA_OF_MUON if muon else _ALPHA
-        attention: Any = "none" if self._masks else self._attention
+        attention: Any = self._attention
+        if self._masks:  # which is this rule's, with its own lag; the memory has sums only for auto
+            attention = "none"
+            options["lagged"] = self.lagged or self.scales != AUTO
         return MultiScale(**{**options, "attention": attention})
 
     def _check_inner(self) -> None:
@@ -130,4 +135,19 @@ class Acmsao(MemoryOptions, Wrapper):
             raise OptimizerError(
                 f"acmsao replaces the momentum that its inner {part_name(self.inner)} was given",
                 hint="drop that momentum, or use the rule alone",
+            )
+        if isinstance(self.inner, SimplifiedAdEMAMix):
+            raise OptimizerError(
+                "acmsao replaces the sum that makes simplified_ademamix what it is",
+                hint="inner=adamw is what would remain",
+            )
+        if isinstance(self.inner, Lion) and not self.nesterov:
+            raise OptimizerError(
+                "nesterov=False would change nothing around lion",
+                hint="lion looks at its momentum before the gradient and at the gradient beside it",
+            )
+        if isinstance(self.inner, Adopt) and self.scales == AUTO:
+            raise OptimizerError(
+                "scales=auto cannot measure the noise around adopt, whose gradients are normalised",
+                hint="name the scales, as (1, 4, 16)",
             )

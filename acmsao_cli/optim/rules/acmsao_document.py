@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim.banks import attention
+from acmsao_cli.optim.admission import averaged, limit
+from acmsao_cli.optim.banks import attention, flags_of, powers
 from acmsao_cli.optim.multi_scale import check_choice
-from acmsao_cli.optim.phases import Phases, as_phases, at, position, three_phases
+from acmsao_cli.optim.phases import Phases, as_phases, at, phases_of, position, three_phases
 from acmsao_cli.optim.registry import part_name
 from acmsao_cli.optim.rules.base import Cells, Context, rule
 from acmsao_cli.optim.rules.wrapping import Wrapper
@@ -22,8 +23,6 @@ from acmsao_cli.optim.slots import Role, Slot
 from acmsao_cli.optim.storage.codec import Cell
 
 Similarity: TypeAlias = Literal["dot", "cosine"]
-_DECAY: Final = 0.9  # of the mean and the variance of norms
-_BASE: Final = 4  # scale i is visited every 4^i steps
 _TINY: Final = 1e-30
 _STATISTICS: Final = (Slot("mean_norm", Role.SCALAR), Slot("norm_spread", Role.SCALAR))
 
@@ -81,15 +80,19 @@ class AcmsaoDocument(Wrapper):
         return (*self.inner.slots, *own, *_STATISTICS)
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """Steps between two visits, by scale."""
+        return powers(self.num_scales)
+
+    @property
     def offloaded(self) -> tuple[bool, ...]:
         """Which scales' banks live in host memory."""
-        flags = self.ram_offload or False
-        return flags if isinstance(flags, tuple) else (flags,) * self.num_scales
+        return flags_of(self.ram_offload, self.num_scales)
 
     @property
     def all_phases(self) -> Phases:
         """The cycle's phases."""
-        return three_phases(self.cycle) if self.phases is None else self.phases
+        return phases_of(self.cycle, self.phases)
 
     def rate(self, ctx: Context) -> Scalar:
         """Return the inner rule's rate times the phase's factor, after this step."""
@@ -134,7 +137,7 @@ class AcmsaoDocument(Wrapper):
         _, norms, steps = self._banks[index]
         taken_at = _in_front(steps, cells)
         bank = Bank(_in_front(norms, cells), ctx.step - taken_at, taken_at > 0, place=None)
-        due = (ctx.step - 1) % _BASE**index == 0
+        due = (ctx.step - 1) % self.strides[index] == 0
         if due is False:
             return bank
         fit = due if ctx.finite is None else ctx.finite & due
@@ -184,7 +187,7 @@ class AcmsaoDocument(Wrapper):
                 here = torch.where(bank.place, norm.square(), here)
             if self.similarity == "cosine":
                 here = here / (norm * bank.norms).clamp(min=_TINY)
-            scores = here / (1 + bank.ages / _BASE**index) / self.temperature
+            scores = here / (1 + bank.ages / self.strides[index]) / self.temperature
             found.append(attention(scores.nan_to_num(), bank.present))
         empty = ~torch.cat([bank.present for bank in banks]).any(0, keepdim=True)
         weights = torch.cat([*found, empty.to(norm)])
@@ -206,18 +209,11 @@ class AcmsaoDocument(Wrapper):
 
 
 def _limit(norm: Tensor, threshold: float, cells: Cells, ctx: Context) -> Tensor:
-    """Take a norm into mean and variance; return the limit that important ones exceed.
-
-    Of the variance its root is kept: squares of tiny norms are no fp32 numbers.
-    """
-    before, spread = cells["mean_norm"].read(), cells["norm_spread"].read()
-    mean = _DECAY * before + (1 - _DECAY) * norm
-    both = torch.hypot(_DECAY**0.5 * spread, (1 - _DECAY) ** 0.5 * (norm - mean))
-    if ctx.finite is not None:
-        mean, both = (torch.where(ctx.finite, mean, before), torch.where(ctx.finite, both, spread))
+    """Take a norm into mean and variance; return the limit that important ones exceed."""
+    mean, spread = averaged(norm, cells["mean_norm"].read(), cells["norm_spread"].read(), ctx)
     cells["mean_norm"].write(mean)
-    cells["norm_spread"].write(both)
-    return (mean + threshold * (both + 1e-8)).clamp(min=_TINY)
+    cells["norm_spread"].write(spread)
+    return limit(mean, spread, threshold).clamp(min=_TINY)
 
 
 def _in_front(slot: Slot, cells: Cells) -> Tensor:

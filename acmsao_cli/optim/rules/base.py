@@ -61,9 +61,9 @@ class Context:
     total_steps: int | None = None  # the run's length, where it is known
     noise: Noise | None = None  # of the whole parameter, see `uniform`
     gradient_norm: Tensor | None = None  # of the parameter's gradient, (batch, 1, 1)
-    # Where the rule is `guarded`: a gradient that is not finite is given as zeros, its norm as 0.
-    finite: Tensor | None = None  # bool (batch, 1, 1)
-    fit: Tensor | None = None  # the same as 1.0 and 0.0
+    # Where the rule is `guarded`: 1 (batch, 1, 1), or 0 for a gradient that is not finite, which is
+    # given as zeros, its norm as 0.
+    fit: Tensor | None = None
     known: dict[str, Any] | None = None  # see `once`; None where all rows are at hand
 
     def total(self, x: Tensor) -> Tensor:
@@ -99,6 +99,11 @@ class Context:
     def part(self, x: Tensor) -> Tensor:
         """Sum of the entries at hand, (batch, 1, 1): what is written to a `summed` slot."""
         return x.sum((1, 2), keepdim=True)
+
+    @property
+    def finite(self) -> Tensor | None:
+        """Where the gradient is finite, bool (batch, 1, 1), if the rule is `guarded`."""
+        return None if self.fit is None else self.fit > 0
 
     def kept(self, decay: Scalar) -> Scalar:
         """A decay rate, 1 where the gradient is not finite: what is averaged stays as it is."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from optim.harness import assert_same_bits, make, run
+from optim.rules.stepped import stepped
 from reference import acmsao_document as document
 from torch import Tensor
 
@@ -457,34 +458,17 @@ def test_a_bank_is_bounded_and_its_bytes_are_known():
 
 @pytest.mark.parametrize("scale", [1e-6, 100.0])
 def test_the_scale_of_gradients_is_taken_out(scale):
-    def train(grad_scale: float) -> Tensor:
-        pipeline = composed(eps=0.5, history_size=2)
-        weights = torch.ones(1, 5, 7)
-        state = pipeline.allocate(1, 5, 7, torch.device("cpu"))
-        for step, grad in enumerate(gradients((1, 5, 7), 20), start=1):
-            noise = Noise(torch.zeros(1, 1, 1, dtype=torch.int32), hash_numbers(0, step))
-            ctx = context(weights, step, step == 1, noise=noise, grad_scale=grad_scale)
-            pipeline.step(weights, grad * grad_scale, state, ctx, noise)
-        return weights
-
-    torch.testing.assert_close(train(scale), train(1.0), rtol=1e-4, atol=1e-4)
+    pipeline, grads = composed(eps=0.5, history_size=2), gradients((1, 5, 7), 20)
+    scaled = stepped(pipeline, grads, grad_scale=scale)
+    torch.testing.assert_close(scaled, stepped(pipeline, grads), rtol=1e-4, atol=1e-4)
 
 
 def test_the_step_may_be_a_tensor():
     """As under compile, where nothing may depend on its value by `if`."""
-
-    def train(as_tensors: bool) -> Tensor:
-        pipeline = composed(history_size=2, cycle_period=3)
-        weights = torch.ones(2, 6, 5)
-        state = pipeline.allocate(2, 6, 5, torch.device("cpu"))
-        for step, grad in enumerate(gradients((2, 6, 5), 20), start=1):
-            count = torch.tensor(float(step), dtype=torch.float64) if as_tensors else step
-            noise = Noise(torch.arange(2, dtype=torch.int32).view(-1, 1, 1), hash_numbers(0, step))
-            ctx = replace(context(weights, count, step == 1, noise=noise), weight_decay=0.1)
-            pipeline.step(weights, grad, state, ctx, noise)
-        return weights
-
-    torch.testing.assert_close(train(True), train(False), rtol=1e-5, atol=1e-6)
+    pipeline, grads = composed(history_size=2, cycle_period=3), gradients((2, 6, 5), 20)
+    as_tensors = stepped(pipeline, grads, as_tensors=True, weight_decay=0.1)
+    as_numbers = stepped(pipeline, grads, weight_decay=0.1)
+    torch.testing.assert_close(as_tensors, as_numbers, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("inner", ["adopt", "lion", "muon"])

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from optim.rules.stepped import stepped
 from torch import Tensor
 
 from acmsao_cli.optim import build_pipeline
-from acmsao_cli.optim.noise import Noise
-from acmsao_cli.optim.rules.base import Context
 
 SHAPE = (2, 4, 5)
 # An eps of the size of the gradients, so that it matters.
@@ -24,13 +23,8 @@ PIPELINES = [
 
 def train(pipeline, scale: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    weights = torch.ones(SHAPE)
-    state = pipeline.allocate(*SHAPE, torch.device("cpu"))
-    noise = Noise(torch.zeros(2, 1, 1, dtype=torch.int32), 0)
-    for step in range(1, 5):
-        ctx = Context(step, step == 1, 0.1, 0.0, weights, *SHAPE[1:], grad_scale=scale)
-        pipeline.step(weights, torch.randn(SHAPE, generator=generator) * scale, state, ctx, noise)
-    return weights
+    grads = [torch.randn(SHAPE, generator=generator) for _ in range(4)]
+    return stepped(pipeline, grads, lr=0.1, grad_scale=scale)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES, ids=str)
