@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, Unpack, cast, get_args
 
-import psutil
 import torch
 
 from acmsao_cli.errors import OptimizerError
@@ -127,6 +126,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
+    import psutil  # the rest of this package needs torch alone
+
     memory = psutil.virtual_memory()
     return int(memory.available), int(memory.total)
 
