@@ -43,7 +43,7 @@ ABLATIONS: Final[Mapping[str, Mapping[str, Changes]]] = {
             "cycle": 0.0,
         },
         "weight constant from the start": {"ramp": 2.0},
-        "horizon constant from the start": {"growth": 10.0},
+        "horizon of 10 visits from the start": {"growth": 10.0},
         "one scale, every step": {"scales": [1]},
         "one scale, every 16 steps": {"scales": [16]},
         "scales from the noise": {"scales": "auto"},

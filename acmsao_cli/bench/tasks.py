@@ -15,6 +15,8 @@ from functools import cache, partial
 from pydoc_data import topics
 from typing import TYPE_CHECKING, Any, Final
 
+from acmsao_cli import builtin
+
 if TYPE_CHECKING:
     from acmsao_cli.bench.opened import Opened
 
@@ -53,6 +55,13 @@ def text_digest() -> str:
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
+@cache
+def builtin_digest(*patterns: str) -> str:
+    """Which of the package's files they were, by what is in them."""
+    files = sorted(file for pattern in patterns for file in builtin.FOLDER.glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def opened(opener: str, seed: int, **options: Any) -> Opened:
     """What an opener of `built_in` makes; the model libraries take seconds, so it waits for now."""
     found: Opened = getattr(importlib.import_module("acmsao_cli.bench.built_in"), opener)(
@@ -70,6 +79,7 @@ TASKS: Final = {
             "mean squared error on 5 held-out pictures at 8 noise levels",
             300,
             partial(opened, "open_pictures"),
+            builtin_digest("zoblins/*.png"),
         ),
         Task(
             "bytes",
@@ -94,6 +104,7 @@ TASKS: Final = {
             "cross-entropy per answer token on 30 held-out chats",
             100,
             partial(opened, "open_lora"),
+            builtin_digest("pirate.jsonl", "tiny-llm/*"),
         ),
         Task(
             "text",
