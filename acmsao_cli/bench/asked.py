@@ -7,7 +7,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from acmsao_cli.bench.contenders import ANY, BASELINE, CENTRES, CONTENDERS, Contender, contender
+from acmsao_cli.bench.contenders import (
+    ANY,
+    BASELINE,
+    CONTENDERS,
+    Contender,
+    centres_of,
+    contender,
+)
 from acmsao_cli.bench.tasks import TASKS, Task
 from acmsao_cli.config.check import flatten, validate
 from acmsao_cli.config.choices import parts
@@ -49,7 +56,7 @@ def contender_asked(text: str) -> Contender:
     rate = checked.get("lr")
     layers = [_in_multiples(layer, rate, place) for layer in checked.get("layers", ())]
     own = {key: value for key, value in checked.items() if key not in ("lr", "layers")}
-    centres = {ANY: rate} if rate else CENTRES.get(own["name"], CENTRES["adamw"])
+    centres = {ANY: rate} if rate else centres_of(own)
     label = called(says["name"], {key: value for key, value in says.items() if key != "name"})
     return Contender(label, {**own, **({"layers": layers} if layers else {})}, centres)
 
@@ -102,6 +109,22 @@ def _in_multiples(layer: Mapping[str, Any], rate: float | None, place: str) -> d
             hint="give it one too: rates are tried in the proportion of the two",
         )
     return {**layer, "lr": layer["lr"] / rate}
+
+
+def tasks_asked(texts: Sequence[str]) -> list[Task]:
+    """Each once, in the order they were asked for; a report knows them by name. Raises
+    ConfigError, DataError.
+    """
+    found: dict[str, Task] = {}
+    for text in dict.fromkeys(texts):
+        task = task_asked(text)
+        if task.name in found:
+            raise ConfigError(
+                f"two tasks are called `{task.name}`",
+                hint="compare them in folders of their own (--output), or rename a recipe's file",
+            )
+        found[task.name] = task
+    return list(found.values())
 
 
 def task_asked(text: str) -> Task:

@@ -109,12 +109,21 @@ CENTRES: Final[Mapping[str, Mapping[str, float]]] = {
 }
 
 
+def centres_of(says: Mapping[str, Any]) -> Mapping[str, float]:
+    """Where the rates of a section lie: of a rule around another that has no own, by the inner."""
+    name, inner = says["name"], says.get("inner")
+    if name in CENTRES or inner is None:
+        return CENTRES.get(name, ADAMW)
+    return centres_of(inner if isinstance(inner, Mapping) else {"name": inner})
+
+
 def contender(
     name: str, rule: str = "", centres: Mapping[str, float] | None = None, **says: Any
 ) -> Contender:
     """Of a rule, the one it is called by if none is named, around that rule's centres."""
     rule = rule or name
-    return Contender(name, {"name": rule, **says}, centres or CENTRES.get(rule, ADAMW))
+    section = {"name": rule, **says}
+    return Contender(name, section, centres or centres_of(section))
 
 
 CONTENDERS: Final = {

@@ -66,10 +66,10 @@ class Place:
 
 def tasks_asked(names: Sequence[str] | None) -> list[Task]:
     """The tasks by name, each once; the usual ones where none is named."""
-    from acmsao_cli.bench.asked import task_asked
+    from acmsao_cli.bench import asked
     from acmsao_cli.bench.tasks import USUAL
 
-    return [task_asked(name) for name in dict.fromkeys(names or USUAL)]
+    return asked.tasks_asked(names or USUAL)
 
 
 def perform(stages: Sequence[Stage], jobs: int, place: Place) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from acmsao_cli.bench.asked import contender_asked, contenders_asked, task_asked
+from acmsao_cli.bench.asked import contender_asked, contenders_asked, task_asked, tasks_asked
 from acmsao_cli.bench.compare import buildable
-from acmsao_cli.bench.contenders import CONTENDERS
+from acmsao_cli.bench.contenders import CENTRES, CONTENDERS
 from acmsao_cli.config.choices import parts
+from acmsao_cli.config.locate import shipped
 from acmsao_cli.errors import ConfigError
 
 
@@ -39,6 +41,21 @@ def test_a_layers_rate_is_kept_in_proportion() -> None:
 
 def test_what_is_asked_for_twice_is_one() -> None:
     assert [one.name for one in contenders_asked(["lion", "adamw", "lion"])] == ["lion", "adamw"]
+
+
+def test_tasks_of_one_name_are_refused_for_a_report_knows_them_by_it(tmp_path):
+    recipe = next(one for one in shipped("recipe") if one.name == "quickstart-llm")
+    shutil.copy(recipe.path, tmp_path / "bytes.yaml")
+    with pytest.raises(ConfigError, match="two tasks are called `bytes`"):
+        tasks_asked(["bytes", str(tmp_path / "bytes.yaml")])
+    assert [task.name for task in tasks_asked(["bytes", "lora", "bytes"])] == ["bytes", "lora"]
+
+
+@pytest.mark.parametrize("inner", ["muon", "{name: muon, scale: match_rms_adamw}"])
+def test_rates_of_a_rule_around_another_lie_where_the_inner_rules_do(inner):
+    assert contender_asked(f"acmsao: {{inner: {inner}}}").centres == CENTRES["muon"]
+    assert contender_asked("prodigy: {inner: acmsao}").centres == CENTRES["prodigy"]
+    assert contender_asked("acmsao").centres == CENTRES["adamw"]
 
 
 REFUSED = {
