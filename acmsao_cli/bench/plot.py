@@ -14,6 +14,7 @@ Point: TypeAlias = Mapping[str, Any]  # of a grid
 REFERENCE_COLOUR: Final = "tab:red"
 COLOUR: Final = "tab:blue"
 LEAST_RANGE: Final = 0.005  # of a panel around 1: what is smaller is no difference
+LONG: Final = 10  # characters of a value's label
 BEYOND: Final = 6.0  # spreads of the better half: what lies further off would squeeze the others
 
 
@@ -127,7 +128,8 @@ def _grid(axis: Any, option: str, lines: Sequence[tuple[str, Sequence[Point]]]) 
             label=task,
         )
     axis.axhline(1.0, color="grey", lw=0.8, ls=":")
-    axis.set_xticks(range(len(values)), values, fontsize=7)
+    turned = 20 if max(map(len, values)) > LONG else 0  # lest neighbours overlap
+    axis.set_xticks(range(len(values)), values, fontsize=7, rotation=turned)
     axis.tick_params(axis="y", labelsize=7)
     axis.ticklabel_format(axis="y", useOffset=False)
     low, high = axis.get_ylim()
