@@ -56,6 +56,7 @@ ABLATIONS: Final[Mapping[str, Mapping[str, Changes]]] = {
         "attention by tensor": {"attention": "tensor"},
         "attention by scale": {"attention": "scale"},
         "attention by softmax over scales": {"attention": "softmax"},
+        "the paper's cautious mask": {"attention": "none", "direction_edits": ["cautious"]},
         "sums of this step": {"lagged": False},
         "cycle as long as the schedule": {"cycle_period": "schedule"},
         "growth by the learning rate": {"pace": "learning_rate"},

@@ -7,7 +7,7 @@ engine's own training step: there is no second formula that could drift from the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from acmsao_cli.errors import DoesNotFitError
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch, Facts
+from acmsao_cli.optim.accounting import repeats_counted
 from acmsao_cli.optim.tracing import StorageTracer
 
 # What is neither weight, gradient nor state is an activation, or a temporary of the step.
@@ -93,8 +94,10 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
         parameter.register_hook(lambda gradient: tracer.claim([gradient], "gradients"))
         for parameter in trained(core)
     ]
+    on_meta = core.trainee.device.type == "meta"
+    briefly = repeats_counted(core.optimizer, tracer) if on_meta else nullcontext()
     try:
-        with tracer:
+        with tracer, briefly:
             training_step(core, batches, first_micro_batch=0, lr_factor=1.0, previous_norm=1.0)
     finally:
         for handle in handles:

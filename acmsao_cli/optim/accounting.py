@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from acmsao_cli.optim.batches import Member, Stacking, matrix_shape, plan_batches
 from acmsao_cli.optim.optimizer import ComposedOptimizer
 from acmsao_cli.optim.pipeline import Pipeline
+from acmsao_cli.optim.prefetch import Turn
+from acmsao_cli.optim.storage.codec import State
 from acmsao_cli.optim.tracing import StorageTracer
 
 _META = torch.device("meta")
@@ -77,6 +81,39 @@ def workspace_bytes(
         parameter.grad = torch.empty_like(parameter)
     optimizer.skip_to_full_step()
     return step_workspace(optimizer)
+
+
+@contextmanager
+def repeats_counted(optimizer: ComposedOptimizer, tracer: StorageTracer) -> Iterator[None]:
+    """Within, of steps alike only the first is run, of the others what it needed is counted.
+
+    For the meta device, where nothing comes of a step: a model has many weights of few shapes.
+    """
+    needs: dict[Any, int] = {}
+    run = optimizer._step
+
+    def step(turn: Turn, pipeline: Pipeline, state: State) -> None:
+        kind = _kind(turn)
+        if kind in needs:
+            tracer.pulse(needs[kind])
+        else:
+            needs[kind] = tracer.needed_by(lambda: run(turn, pipeline, state))
+
+    vars(optimizer)["_step"] = step
+    try:
+        yield
+    finally:
+        del vars(optimizer)["_step"]
+
+
+def _kind(turn: Turn) -> Any:
+    """What a step's need depends on."""
+    first = turn.members[0]
+    return (
+        *(turn.batch.layer, turn.batch.rows, turn.batch.cols, turn.batch.device, turn.step == 1),
+        *(len(turn.members), first.group, first.values.shape, first.values.dtype),
+        *(member.gradient.dtype for member in turn.members),
+    )
 
 
 def step_workspace(optimizer: ComposedOptimizer) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -519,6 +520,8 @@ def _check_scales(options: MemoryOptions) -> None:
         )
     for alpha in options.alpha if isinstance(options.alpha, tuple) else (options.alpha,):
         check_not_negative("alpha", alpha, "typical: 2; 0 is no memory")
+        if not math.isfinite(alpha):
+            raise OptimizerError(f"alpha cannot be {alpha}", hint="typical: 2; 0 is no memory")
     if len(options.offloaded) != number:
         raise OptimizerError(
             f"ram_offload has {len(options.offloaded)} flags for {number} scales",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +30,7 @@ class StorageTracer(TorchDispatchMode):
         self.held: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.peak_bytes = 0
+        self._highest = 0  # since `needed_by` began
         self._live: dict[int, tuple[int, str]] = {}  # size and category by the storage's identity
         self._total = 0
 
@@ -55,6 +56,22 @@ class StorageTracer(TorchDispatchMode):
             else:
                 self._follow(tensor, category)
 
+    def needed_by(self, run: Callable[[], None]) -> int:
+        """Run it, and return the most bytes it held beside what was held before."""
+        before = self._highest = self._total
+        run()
+        return self._highest - before
+
+    def pulse(self, size: int) -> None:
+        """Count what another run of something known needs, as if it were run."""
+        self._rise_to(self._total + size, Counter({self.category: size}))
+
+    def _rise_to(self, total: int, more: Counter[str]) -> None:
+        self._highest = max(self._highest, total)
+        if total > self.peak_bytes:
+            self.peak_bytes = total
+            self.peak = Counter({name: held for name, held in self.held.items() if held}) + more
+
     def _follow(self, tensor: Tensor, category: str) -> None:
         storage, key = tensor.untyped_storage(), _identity(tensor)
         size = -(-storage.nbytes() // self.block) * self.block
@@ -64,9 +81,7 @@ class StorageTracer(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key)
         self.held[category] += size
         self._total += size
-        if self._total > self.peak_bytes:
-            self.peak_bytes = self._total
-            self.peak = Counter({name: held for name, held in self.held.items() if held})
+        self._rise_to(self._total, Counter())
 
     def _forget(self, key: int) -> None:
         size, category = self._live.pop(key)

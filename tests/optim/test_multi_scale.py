@@ -432,6 +432,7 @@ def test_its_bytes_are_those_of_momentum_banks_and_a_few_numbers():
         ({"scales": "many"}, "scales cannot be many"),
         ({"horizon": 0.0}, "horizon must be positive"),
         ({"alpha": -1.0}, "alpha must be 0 or more"),
+        ({"alpha": float("inf")}, "alpha cannot be inf"),
         ({"alpha": (1.0, 2.0)}, "alpha has 2 numbers for 3 scales"),
         ({"alpha": (1.0, 2.0, -1.0)}, "alpha must be 0 or more"),
         ({"admission": "none"}, "admission cannot be `none`"),
