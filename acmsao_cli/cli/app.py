@@ -19,6 +19,7 @@ from acmsao_cli.cli import (
     data,
     models,
     optimizers,
+    plan,
     presets,
     recipes,
     schema,
@@ -37,6 +38,7 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE: what a program in C would have ended with
 # import what they need when they run: pydantic alone would take help half of its time.
 COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("train", train.train),
+    ("plan", plan.plan),
     ("validate", validate.validate),
     ("recipes", recipes.app),
     ("presets", presets.app),

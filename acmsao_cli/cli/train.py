@@ -94,7 +94,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     from acmsao_cli.engine.loop import train as train_run
     from acmsao_cli.engine.report import write_recipe
     from acmsao_cli.engine.signals import stop_on_signal
-    from acmsao_cli.memory.planner import out_of_memory_named
+    from acmsao_cli.memory.advise import out_of_memory_named
 
     place = choose_place(config.name, output, resume)
     with stop_on_signal() as stop, place.folder.locked(), out_of_memory_named(config.recipe):
@@ -136,11 +136,12 @@ def announce(config: RunConfig, place: Place, num_examples: int, listener: Liste
     """Plan the run's memory and say what is about to be done. Raises DoesNotFitError."""
     from acmsao_cli.cli.describe import describe_start
     from acmsao_cli.data.stream import check_batch_size
-    from acmsao_cli.memory.planner import plan, require_fit
+    from acmsao_cli.memory.advise import require_fit
+    from acmsao_cli.memory.planner import plan
 
     check_batch_size(num_examples, config.recipe.training.batch_size)
     made = plan(config)
     start = describe_start(config, place, made, num_examples)
     listener(start)
-    require_fit(made, config.recipe)
+    require_fit(made, config)
     return start

@@ -6,17 +6,15 @@ engine's own training step: there is no second formula that could drift from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from acmsao_cli.config.recipe import Recipe, RunConfig
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
-from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.engine.step import Core, build_core, trained, training_step
-from acmsao_cli.errors import DoesNotFitError
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch, Facts
@@ -103,49 +101,3 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
         for handle in handles:
             handle.remove()
     return dict(tracer.peak)
-
-
-def require_fit(made: MemoryPlan, recipe: Recipe) -> None:
-    """Raise DoesNotFitError if the plan exceeds the recipe's budget, or the GPU's memory."""
-    budgets = []
-    if recipe.memory.budget_gb is not None:
-        budgets.append((recipe.memory.budget_gb * 1e9, "memory.budget_gb allows"))
-    if made.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(made.device)
-        budgets.append((float(free), f"{made.device} has free"))
-    for budget, words in budgets:
-        if made.peak_bytes > budget:
-            parts = "   ".join(
-                f"{name} {human_bytes(size)}" for name, size in made.by_category.items()
-            )
-            raise DoesNotFitError(
-                f"this run needs {human_bytes(made.peak_bytes)}; {words} {human_bytes(budget)}\n"
-                f"  {parts}",
-                hint=advice(recipe),
-            )
-
-
-@contextmanager
-def out_of_memory_named(recipe: Recipe) -> Iterator[None]:
-    """Within, real memory that ran out is a DoesNotFitError with advice."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = (str(error).splitlines() or ["the system has no more"])[0]
-        raise DoesNotFitError(f"out of memory: {reason}", hint=advice(recipe)) from None
-
-
-def advice(recipe: Recipe) -> str:
-    """Settings that make the run smaller, among those that are not yet on."""
-    wanted = [
-        (not recipe.training.gradient_checkpointing, "training.gradient_checkpointing=true"),
-        (recipe.training.batch_size > 1, "training.batch_size=1"),
-        (recipe.optimizer.storage != "factored", "optimizer.storage=factored"),
-        (
-            recipe.method.kind == "full" and not recipe.optimizer.fused_backward,
-            "optimizer.fused_backward=true"
-            + (" --set training.clip=two_pass" if recipe.training.clip_norm else ""),
-        ),
-    ]
-    options = [f"--set {setting}" for missing, setting in wanted if missing]
-    return "any of these makes it smaller: " + "; ".join(options) if options else "a smaller model"

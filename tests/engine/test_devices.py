@@ -10,7 +10,7 @@ import torch
 
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.errors import ConfigError, DoesNotFitError
-from acmsao_cli.memory.planner import out_of_memory_named
+from acmsao_cli.memory.advise import out_of_memory_named
 
 
 @pytest.fixture
