@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, Unpack, cast, get_args
 import torch
 
 from acmsao_cli.errors import OptimizerError
-from acmsao_cli.optim import accounting
+from acmsao_cli.optim import accounting, typed
 from acmsao_cli.optim.admission import Admission
 from acmsao_cli.optim.banks import powers
 from acmsao_cli.optim.catalog import build_part
@@ -29,6 +29,15 @@ Mode: TypeAlias = Literal["scalable", "document"]
 _RULES: Final[dict[str, type[Rule]]] = {"scalable": Acmsao, "document": AcmsaoDocument}
 _WARNED: Final = 0.1  # of the memory there is
 _LONG: Final = 1000  # entries of a history: the document's default
+
+
+# Of what no rule of ours is given under this name.
+_TYPES: Final[dict[str, Any]] = {
+    "betas": tuple[float, ...],
+    "eps": Course,
+    "amsgrad": bool,
+    "num_scales": int,
+}
 
 
 class ACMSAO(DropIn):
@@ -83,6 +92,9 @@ class ACMSAO(DropIn):
             raise OptimizerError(
                 f"mode cannot be `{mode}`", hint="scalable, or document for the literal algorithm"
             )
+        betas = cast(Any, tuple(betas)) if isinstance(betas, list) else betas
+        adams = {"betas": betas, "eps": eps, "amsgrad": amsgrad, "num_scales": num_scales}
+        typed.check("ACMSAO", _TYPES, adams, {"betas": "(0.9, 0.999)", "num_scales": "3"})
         check_betas(betas)
         own = {name: given for name, given in locals().items() if name in _options()}
         own["inner"] = _inner(inner, {"betas": betas, "eps": eps, "amsgrad": amsgrad})

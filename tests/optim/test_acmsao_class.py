@@ -223,3 +223,23 @@ def test_one_that_takes_much_of_the_memory_is_named_and_more_than_is_free_refuse
 def test_a_mean_is_never_long(monkeypatch):
     monkeypatch.setattr(module, "memory_of", lambda device: (0, 0))
     ACMSAO([torch.nn.Parameter(torch.ones(100, 100))])
+
+
+@pytest.mark.parametrize("mode", ["scalable", "document"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"amsgrad": "no"},
+        {"eps": "1e-8"},
+        {"betas": "ab"},
+        {"betas": 0.9},
+        {"betas": (".9", ".9")},
+        {"betas": None},
+        {"num_scales": "3"},
+        {"num_scales": True},
+    ],
+    ids=str,
+)
+def test_options_of_another_type_are_refused_at_once(mode, options):
+    with pytest.raises(OptimizerError, match=f"`{next(iter(options))}` of ACMSAO must be"):
+        ACMSAO([torch.nn.Parameter(torch.zeros(3))], mode=mode, **options)
