@@ -11,6 +11,7 @@ from acmsao_cli.config.sections import (
     DataSection,
     Full,
     Lora,
+    MemorySection,
     ModelSection,
     OutputSection,
     RecipeBase,
@@ -63,11 +64,22 @@ class CausalLmOutput(OutputSection):
     )
 
 
+class CausalLmMemory(MemorySection):
+    """What the run may take, and how it keeps within it."""
+
+    loss_chunk: Literal["auto"] | Count | None = Field(
+        "auto",
+        description="tokens whose logits exist together; auto: as many as make 64 M logits; null: "
+        "all of a micro-batch",
+    )
+
+
 class CausalLmRecipe(RecipeBase):
     """A training of a causal language model."""
 
     model: CausalLmModel
     method: Annotated[Lora | Full, Field(discriminator="kind")]
     data: TextData
+    memory: CausalLmMemory = CausalLmMemory()
     samples: TextSamples = TextSamples()
     output: CausalLmOutput = CausalLmOutput()

@@ -19,11 +19,16 @@ from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch, Facts
 from acmsao_cli.optim.accounting import repeats_counted
-from acmsao_cli.optim.tracing import StorageTracer
+from acmsao_cli.optim.tracing import WORKSPACE, StorageTracer
 
-# What is neither weight, gradient nor state is an activation, or a temporary of the step.
+# What is nothing else is an activation, or a temporary of the step.
 ACTIVATIONS = "activations"
-CATEGORIES = ("weights", "gradients", "optimizer", ACTIVATIONS)
+# What the step's examples were encoded into: latents and text conditions, or tokens.
+BATCH = "batch"
+CATEGORIES = (
+    *("weights", "gradients", "optimizer", WORKSPACE),
+    *(ACTIVATIONS, "loss head", BATCH),
+)
 
 # The caching allocator of CUDA hands out multiples of this many bytes.
 BLOCK = 512
@@ -87,7 +92,7 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
         tracer.claim(module.buffers(), "weights")
     tracer.claim(core.optimizer.resident_state(), "optimizer")
     for batch in batches:
-        tracer.claim(batch.inputs.values(), ACTIVATIONS)
+        tracer.claim(batch.inputs.values(), BATCH)
     handles = [
         parameter.register_hook(lambda gradient: tracer.claim([gradient], "gradients"))
         for parameter in trained(core)

@@ -24,6 +24,7 @@ from acmsao_cli.optim.rules.base import Context
 from acmsao_cli.optim.slots import Role
 from acmsao_cli.optim.storage.codec import State
 from acmsao_cli.optim.totals import Totals
+from acmsao_cli.optim.tracing import WORKSPACE, counted_as
 
 Named: TypeAlias = tuple[str, Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.complex64)
@@ -198,7 +199,8 @@ class ComposedOptimizer(torch.optim.Optimizer):
     def _advance(self, turn: Turn, following: Turn | None) -> None:
         """Advance members with gradients of one dtype and equally many steps behind them."""
         if turn.members[0].values.numel():
-            with self._ferry.carrying(turn, following) as (pipeline, state):
+            carrying = self._ferry.carrying(turn, following)
+            with counted_as(WORKSPACE), carrying as (pipeline, state):
                 self._step(turn, pipeline, state)
         for member in turn.members:
             self.steps[member.number] = turn.step

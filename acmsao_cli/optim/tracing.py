@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+# What lies in page-locked memory of the host: counted, but not the device's.
+HOST: Final = "host"
+# The temporaries of a step of the optimizer.
+WORKSPACE: Final = "workspace"
+
+
 class StorageTracer(TorchDispatchMode):
     """While active, follows the storages that operations create until they die.
 
     A storage counts as `category` names it when it is born; `claim` gives it another. Sizes are
-    rounded up to multiples of `block` bytes, as an allocator hands them out.
+    rounded up to multiples of `block` bytes, as an allocator hands them out. `events` are births
+    and deaths in their order: the storage's number, its size (0: it dies), its category.
     """
+
+    _tracing: list[StorageTracer] = []  # noqa: RUF012  # those that are active
 
     def __init__(self, block: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -30,9 +40,23 @@ class StorageTracer(TorchDispatchMode):
         self.held: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.peak_bytes = 0
+        self.host_peak_bytes = 0
+        self.events: list[tuple[int, int, str]] = []
         self._highest = 0  # since `needed_by` began
-        self._live: dict[int, tuple[int, str]] = {}  # size and category by the storage's identity
-        self._total = 0
+        self._live: dict[int, tuple[int, str, int]] = {}  # size, category, number by identity
+        self._total = 0  # of the device
+        self._born = 0
+
+    def __enter__(self) -> StorageTracer:
+        """Begin to follow."""
+        self._tracing.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._tracing.remove(self)
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None
@@ -48,13 +72,21 @@ class StorageTracer(TorchDispatchMode):
     def claim(self, tensors: Iterable[Tensor], category: str) -> None:
         """Count these tensors under `category`, whether they were counted before or not."""
         for tensor in tensors:
-            size, former = self._live.get(_identity(tensor), (0, category))
-            if size:
-                self._live[_identity(tensor)] = (size, category)
-                self.held[former] -= size
-                self.held[category] += size
+            key = _identity(tensor)
+            if key in self._live:
+                size, _, _ = self._live[key]
+                self._resize(key, 0)
+                self._live[key] = (0, category, self._next())
+                self._resize(key, size)
             else:
                 self._follow(tensor, category)
+
+    def resized(self, tensor: Tensor) -> None:
+        """Count the storage of `tensor` as large as it is now: no operation tells."""
+        if _identity(tensor) in self._live:
+            self._resize(_identity(tensor), self._size(tensor))
+        else:
+            self._follow(tensor, self.category)
 
     def needed_by(self, run: Callable[[], None]) -> int:
         """Run it, and return the most bytes it held beside what was held before."""
@@ -64,29 +96,72 @@ class StorageTracer(TorchDispatchMode):
 
     def pulse(self, size: int) -> None:
         """Count what another run of something known needs, as if it were run."""
-        self._rise_to(self._total + size, Counter({self.category: size}))
+        number = self._next()
+        self._change(size, self.category, (number, size, self.category))
+        self._change(-size, self.category, (number, 0, self.category))
 
-    def _rise_to(self, total: int, more: Counter[str]) -> None:
-        self._highest = max(self._highest, total)
-        if total > self.peak_bytes:
-            self.peak_bytes = total
-            self.peak = Counter({name: held for name, held in self.held.items() if held}) + more
+    def _next(self) -> int:
+        self._born += 1
+        return self._born
+
+    def _size(self, tensor: Tensor) -> int:
+        return -(-tensor.untyped_storage().nbytes() // self.block) * self.block
 
     def _follow(self, tensor: Tensor, category: str) -> None:
-        storage, key = tensor.untyped_storage(), _identity(tensor)
-        size = -(-storage.nbytes() // self.block) * self.block
+        size, key = self._size(tensor), _identity(tensor)
         if not size or key in self._live:
             return
-        self._live[key] = (size, category)
-        weakref.finalize(storage, self._forget, key)
-        self.held[category] += size
-        self._total += size
-        self._rise_to(self._total, Counter())
+        weakref.finalize(tensor.untyped_storage(), self._forget, key)
+        self._live[key] = (0, category, self._next())
+        self._resize(key, size)
 
     def _forget(self, key: int) -> None:
-        size, category = self._live.pop(key)
-        self.held[category] -= size
-        self._total -= size
+        self._resize(key, 0)
+        del self._live[key]
+
+    def _resize(self, key: int, size: int) -> None:
+        former, category, number = self._live[key]
+        if size != former:
+            self._live[key] = (size, category, number)
+            self._change(size - former, category, (number, size, category))
+
+    def _change(self, more: int, category: str, event: tuple[int, int, str]) -> None:
+        self.events.append(event)
+        self.held[category] += more
+        if category == HOST:
+            self.host_peak_bytes = max(self.host_peak_bytes, self.held[HOST])
+            return
+        self._total += more
+        self._highest = max(self._highest, self._total)
+        if self._total > self.peak_bytes:
+            self.peak_bytes = self._total
+            self.peak = Counter({k: held for k, held in self.held.items() if held and k != HOST})
+
+
+@contextmanager
+def counted_as(category: str) -> Iterator[None]:
+    """Within, what is born counts as `category`, for whoever is tracing."""
+    tracers = list(StorageTracer._tracing)
+    former = [tracer.category for tracer in tracers]
+    for tracer in tracers:
+        tracer.category = category
+    try:
+        yield
+    finally:
+        for tracer, before in zip(tracers, former, strict=True):
+            tracer.category = before
+
+
+def tell_claimed(tensors: Iterable[Tensor], category: str) -> None:
+    """Tell whoever is tracing that these tensors count as `category`."""
+    for tracer in StorageTracer._tracing:
+        tracer.claim(tensors, category)
+
+
+def tell_resized(tensor: Tensor) -> None:
+    """Tell whoever is tracing that the storage of `tensor` was resized."""
+    for tracer in StorageTracer._tracing:
+        tracer.resized(tensor)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from acmsao_cli.optim import ComposedOptimizer, build_pipeline
 from acmsao_cli.optim.accounting import repeats_counted
-from acmsao_cli.optim.tracing import StorageTracer
+from acmsao_cli.optim.tracing import WORKSPACE, StorageTracer
 
 SHAPES = [(64, 48)] * 3 + [(48, 64), (300, 7)] + [(64,)] * 4 + [(8, 3, 3, 3)] * 2
 META = torch.device("meta")
@@ -62,7 +62,7 @@ def test_counting_repeats_finds_the_peak_that_running_them_has(says, dtype, fuse
                 stepped(optimizer, fused)
         peaks.append(dict(tracer.peak))
     assert peaks[0] == peaks[1]
-    assert peaks[0]["temporary"] > 0
+    assert peaks[0][WORKSPACE] > 0
 
 
 def test_a_step_afterwards_is_run_again():

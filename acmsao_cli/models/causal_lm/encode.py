@@ -122,9 +122,8 @@ def collate(items: Sequence[Item], filler: int, device: torch.device) -> Batch:
     """Items padded on the right to the longest.
 
     input_ids (batch, length); attention_mask, only where something is padded, since without one
-    attention takes the faster causal kernel; kept (k,), the positions at which some item predicts a
-    trained token; targets (batch, k), the token each of them predicts, or IGNORED. The weight is
-    the number of trained tokens.
+    attention takes the faster causal kernel; kept (k,), the positions, counted row after row, that
+    predict a trained token; targets (k,), the token each of them predicts. The weight is k.
     """
     length = max(len(item.ids) for item in items)
     ids = torch.full((len(items), length), filler)
@@ -134,22 +133,22 @@ def collate(items: Sequence[Item], filler: int, device: torch.device) -> Batch:
         end = len(item.ids)
         ids[row, :end], present[row, :end] = item.ids.long(), 1
         targets[row, : end - 1] = torch.where(item.trained[1:], item.ids[1:].long(), IGNORED)
-    kept = (targets != IGNORED).any(0).nonzero()[:, 0]
-    inputs = {"input_ids": ids, "targets": targets[:, kept], "kept": kept}
+    kept = (targets.flatten() != IGNORED).nonzero()[:, 0]
+    inputs = {"input_ids": ids, "targets": targets.flatten()[kept], "kept": kept}
     if not present.all():
         inputs["attention_mask"] = present
-    weight = float(sum(item.num_trained for item in items))
-    return Batch(weight, {name: value.to(device) for name, value in inputs.items()})
+    return Batch(float(len(kept)), {name: value.to(device) for name, value in inputs.items()})
 
 
 def largest_batch(batch_size: int, length: int, device: torch.device) -> Batch:
     """A full batch in which every token is trained, as `collate` would give it, all zeros."""
+    count = batch_size * (length - 1)
     inputs = {
         "input_ids": torch.zeros(batch_size, length, dtype=torch.long, device=device),
-        "targets": torch.zeros(batch_size, length - 1, dtype=torch.long, device=device),
-        "kept": torch.zeros(length - 1, dtype=torch.long, device=device),
+        "targets": torch.zeros(count, dtype=torch.long, device=device),
+        "kept": torch.zeros(count, dtype=torch.long, device=device),
     }
-    return Batch(float(batch_size * (length - 1)), inputs)
+    return Batch(float(count), inputs)
 
 
 def marked_text(tokenizer: Any, item: Item) -> Iterator[str]:

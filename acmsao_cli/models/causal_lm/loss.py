@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acmsao_cli.optim.tracing import counted_as
+
 IGNORED = -100
+LOSS_HEAD = "loss head"
 
 # Entries of the largest fp32 temporary: 64 MiB.
 SLICE_ENTRIES = 2**24
@@ -47,7 +50,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """d loss / d logits = (softmax - one-hot) on kept rows, 0 on the others."""
         logits, index, kept, log_sum = ctx.saved_tensors
-        grad = torch.empty_like(logits)
+        with counted_as(LOSS_HEAD):
+            grad = torch.empty_like(logits)
         scale = (grads[0] * kept)[:, None]
         minus_one = torch.full_like(index, -1, dtype=torch.float32)
         for part in _slices(*logits.shape):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from acmsao_cli.models.base import (
 )
 from acmsao_cli.models.causal_lm import encode as encoding
 from acmsao_cli.models.causal_lm.export import export_adapter, export_model
-from acmsao_cli.models.causal_lm.loss import summed_cross_entropy
+from acmsao_cli.models.causal_lm.head import positions_at_once, summed_loss
 from acmsao_cli.models.causal_lm.sample import answers
 from acmsao_cli.models.causal_lm.source import Source, load_tokenizer, longest
 from acmsao_cli.models.causal_lm.targets import target_endings
@@ -44,7 +43,8 @@ class CausalLmTrainee:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.length = longest(recipe, source.config)
-        self._projects_kept = "logits_to_keep" in inspect.signature(model.forward).parameters
+        vocabulary = source.text_config.vocab_size
+        self._at_once = positions_at_once(recipe.memory.loss_chunk, vocabulary)
         _apply(recipe, model)
 
     @cached_property
@@ -90,18 +90,13 @@ class CausalLmTrainee:
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy summed over the batch's trained tokens.
 
-        Only positions that predict something are projected to the vocabulary, by the model's own
-        forward, which knows its scales and caps.
+        Only positions that predict something are projected to the vocabulary, a chunk at a time, by
+        the model's own forward, which knows its scales and caps.
         """
         inputs = dict(batch.inputs)
         targets, kept = inputs.pop("targets"), inputs.pop("kept")
-        if self._projects_kept:
-            inputs["logits_to_keep"] = kept
         with _unpacked(self.device):
-            logits = self.model(**inputs, use_cache=False).logits
-        if not self._projects_kept:
-            logits = logits[:, kept]
-        return summed_cross_entropy(logits, targets)
+            return summed_loss(self.model, inputs, kept, targets, self._at_once)
 
     def sample(self) -> Iterator[Sample]:
         """The answers to the recipe's prompts."""

@@ -125,7 +125,7 @@ def test_eos_is_trained_and_padding_never_even_if_they_are_the_same(tokenizer, t
     )
     batch = encode.collate(items, words.pad_token_id, CPU)
     targets = torch.full(batch.inputs["input_ids"].shape, -100)
-    targets[:, batch.inputs["kept"]] = batch.inputs["targets"]
+    targets.view(-1)[batch.inputs["kept"]] = batch.inputs["targets"]
     short = len(items[0].ids)
     assert targets[0, short - 2] == words.eos_token_id
     assert (targets[0, short - 1 :] == -100).all()
@@ -146,7 +146,7 @@ def test_only_positions_that_predict_are_kept(tokenizer, chat, recipe):
     assert "attention_mask" not in batch.inputs
     learned = item.trained.nonzero()[:, 0]
     assert batch.inputs["kept"].tolist() == (learned - 1).tolist()
-    assert batch.inputs["targets"][0].tolist() == item.ids[learned].tolist()
+    assert batch.inputs["targets"].tolist() == item.ids[learned].tolist()
 
 
 def test_long_examples_are_cut_or_dropped_as_the_recipe_says(tokenizer, text, recipe, caplog):
