@@ -95,6 +95,19 @@ def no_global_norm_during_backward(recipe: Recipe) -> Iterator[Broken]:
 
 
 @holds
+def streamed_blocks_are_stepped_during_backward(recipe: Recipe) -> Iterator[Broken]:
+    """A block that is trained leaves the device with its step done."""
+    streams = isinstance(recipe.memory.resident_blocks, int)
+    if streams and recipe.method.kind == "full" and not recipe.optimizer.fused_backward:
+        yield Broken(
+            ("memory.resident_blocks", "optimizer.fused_backward"),
+            "`memory.resident_blocks` sends trained weights away, before their gradients would be "
+            "stepped",
+            "add optimizer.fused_backward=true, or leave memory.resident_blocks at auto",
+        )
+
+
+@holds
 def clip_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
     """The other ways of clipping are for gradients that never exist together."""
     training = recipe.training

@@ -126,6 +126,14 @@ class MemorySection(Section):
         None,
         description="refuse to start when the predicted peak is above this many GB (1e9 bytes)",
     )
+    resident_blocks: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="blocks of the model that stay on the device; the others are in the host's "
+        "memory and come when they compute. auto: all, or as many as a preset finds room for",
+    )
+    offload_activations: bool = Field(
+        False, description="keep what backward needs in the host's memory meanwhile"
+    )
 
 
 class CheckpointSection(Section):

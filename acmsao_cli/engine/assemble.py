@@ -81,10 +81,9 @@ class Run:
     def state(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """All that is needed to go on from here: tensors by file, and a header."""
         optimizer = self.core.optimizer
-        files = {
-            WEIGHTS: trained_tensors(self.parameters),
-            OPTIMIZER: optimizer.state_tensors(),
-        }
+        with self.core.at_home():
+            weights = trained_tensors(self.parameters)
+        files = {WEIGHTS: weights, OPTIMIZER: optimizer.state_tensors()}
         header = {
             "recipe": self.config.as_dict(),
             "optimizer": optimizer.state_header(),
@@ -176,7 +175,8 @@ def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
             f"{checkpoint.path} is at step {checkpoint.step}, past the {run.total_steps} asked for",
             hint="ask for more steps, or start another run with --resume never",
         )
-    restore_weights(checkpoint, run.parameters)
+    with run.core.at_home():
+        restore_weights(checkpoint, run.parameters)
     tensors, header = checkpoint.tensors(OPTIMIZER), checkpoint.header["optimizer"]
     for notice in run.core.optimizer.load_state(tensors, header):
         listener(Notice(notice))

@@ -165,7 +165,8 @@ def finish(
     listener(Working("writing and checking the final files", 0, 1))
     with writing(folder.final):
         folder.final.mkdir(parents=True, exist_ok=True)
-    exported = run.core.trainee.export(folder.final, training_facts(run, losses))
+    with run.core.at_home():
+        exported = run.core.trainee.export(folder.final, training_facts(run, losses))
     listener(Working("writing and checking the final files", 1, 1))
     summary = {
         "status": "finished",

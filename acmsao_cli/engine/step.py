@@ -7,8 +7,10 @@ passed in as `guard`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.config.sections import TrainingSection
 from acmsao_cli.data.randomness import derive_seed
+from acmsao_cli.engine.activations import ActivationsAtHome
 from acmsao_cli.engine.backward import (
     CLIP_EPS,
     BackwardHook,
@@ -24,8 +27,11 @@ from acmsao_cli.engine.backward import (
     norm_of_backward,
 )
 from acmsao_cli.engine.compose import layers_of, pipeline_of
+from acmsao_cli.engine.streaming import BlockStream, stream_blocks
+from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.base import Batch, Trainee
-from acmsao_cli.optim import ComposedOptimizer
+from acmsao_cli.optim import ComposedOptimizer, Pipeline
+from acmsao_cli.optim.storage.policy import in_host_memory
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,26 @@ class Core:
     training: TrainingSection
     fused: bool = False
     hook: BackwardHook = field(default_factory=BackwardHook)
+    stream: BlockStream | None = None
+    activations: ActivationsAtHome | None = None
+
+    def at_home(self) -> AbstractContextManager[None]:
+        """Within, every weight can be read and written, wherever it computes."""
+        return nullcontext() if self.stream is None else self.stream.at_home()
+
+    def keeping(self) -> AbstractContextManager[Any]:
+        """Around forward: where what backward needs is kept."""
+        return nullcontext() if self.activations is None else self.activations.keeping()
+
+    def going_back(self) -> AbstractContextManager[None]:
+        """Around backward."""
+        return nullcontext() if self.stream is None else self.stream.going_back()
+
+    def step_parameter(self, parameter: Tensor) -> None:
+        """Advance one weight now."""
+        self.optimizer.step_parameter(parameter)
+        if self.stream is not None:
+            self.stream.note_step(parameter)
 
 
 @dataclass(frozen=True)
@@ -62,7 +88,12 @@ def unguarded(what: str, value: Tensor) -> None:
 def build_optimizer(
     recipe: Recipe, trainee: Trainee, total_steps: int | None = None
 ) -> ComposedOptimizer:
-    """The recipe's pipeline over the trainee's weights."""
+    """The recipe's pipeline over the trainee's weights; state lives where blocks do."""
+    home = recipe.method.kind == "full" and isinstance(recipe.memory.resident_blocks, int)
+
+    def kept(pipeline: Pipeline) -> Pipeline:
+        return replace(pipeline, storage=in_host_memory(pipeline.storage)) if home else pipeline
+
     wanted = recipe.optimizer
     groups = [
         {"params": list(group.parameters), "lr": group.lr or wanted.lr}
@@ -70,11 +101,11 @@ def build_optimizer(
     ]
     optimizer = ComposedOptimizer(
         groups,
-        pipeline_of(wanted),
+        kept(pipeline_of(wanted)),
         lr=wanted.lr,
         weight_decay=wanted.weight_decay,
         seed=recipe.training.seed,
-        layers=layers_of(wanted),
+        layers=[replace(rule, pipeline=kept(rule.pipeline)) for rule in layers_of(wanted)],
         use_kernels=wanted.kernels,
         total_steps=total_steps,
     )
@@ -85,15 +116,42 @@ def build_optimizer(
 
 def build_core(recipe: Recipe, trainee: Trainee, total_steps: int | None = None) -> Core:
     """The trainee with its optimizer, stepping during backward if the recipe says so."""
+    stream = streamed(recipe, trainee)
     core = Core(
         trainee,
         build_optimizer(recipe, trainee, total_steps),
         recipe.training,
         recipe.optimizer.fused_backward,
+        stream=stream,
+        activations=activations_away(recipe, trainee),
     )
     if core.fused:
         core.hook.attach(trained(core))
     return core
+
+
+def streamed(recipe: Recipe, trainee: Trainee) -> BlockStream | None:
+    """The blocks that `memory.resident_blocks` sends home, all else on the trainee's device."""
+    resident = recipe.memory.resident_blocks
+    if not isinstance(resident, int):
+        return None
+    blocks = trainee.blocks()
+    if not blocks:
+        raise ConfigError(
+            "`memory.resident_blocks` is set, but this model has no list of blocks",
+            hint="leave it out: the whole model stays on the device",
+        )
+    modules = trainee.modules().values()
+    frozen_only = recipe.method.kind != "full"
+    return stream_blocks(modules, blocks, resident, trainee.device, frozen_only=frozen_only)
+
+
+def activations_away(recipe: Recipe, trainee: Trainee) -> ActivationsAtHome | None:
+    """What sends activations home, if the recipe says so."""
+    if not recipe.memory.offload_activations:
+        return None
+    weights = [w for m in trainee.modules().values() for w in (*m.parameters(), *m.buffers())]
+    return ActivationsAtHome(weights, trainee.device)
 
 
 def training_step(
@@ -121,9 +179,11 @@ def training_step(
         # in the run and needs no saved state, and a second pass sees the same.
         seed = derive_seed(core.training.seed, "dropout", first_micro_batch + index)
         torch.manual_seed(seed)
-        loss = core.trainee.loss(batches[index]) / total_weight
+        with core.keeping():
+            loss = core.trainee.loss(batches[index]) / total_weight
         guard("loss", loss.detach())
-        loss.backward()
+        with core.going_back():
+            loss.backward()
         return loss.detach()
 
     *earlier, last = range(len(batches))
@@ -169,7 +229,7 @@ def step_during_backward(
 
     def step_and_free(parameter: Tensor) -> None:
         clip([parameter], core.training.clip_norm, clipped_by)
-        core.optimizer.step_parameter(parameter)
+        core.step_parameter(parameter)
         parameter.grad = None
 
     with core.hook.doing(step_and_free):

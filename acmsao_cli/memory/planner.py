@@ -19,14 +19,14 @@ from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch, Facts
 from acmsao_cli.optim.accounting import repeats_counted
-from acmsao_cli.optim.tracing import WORKSPACE, StorageTracer
+from acmsao_cli.optim.tracing import HOST, WEIGHTS, WORKSPACE, StorageTracer
 
 # What is nothing else is an activation, or a temporary of the step.
 ACTIVATIONS = "activations"
 # What the step's examples were encoded into: latents and text conditions, or tokens.
 BATCH = "batch"
 CATEGORIES = (
-    *("weights", "gradients", "optimizer", WORKSPACE),
+    *(WEIGHTS, "gradients", "optimizer", WORKSPACE),
     *(ACTIVATIONS, "loss head", BATCH),
 )
 
@@ -88,9 +88,11 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
     tracer = StorageTracer(BLOCK)
     tracer.category = ACTIVATIONS
     for module in core.trainee.modules().values():
-        tracer.claim(module.parameters(), "weights")
-        tracer.claim(module.buffers(), "weights")
+        tracer.claim(module.parameters(), WEIGHTS)
+        tracer.claim(module.buffers(), WEIGHTS)
     tracer.claim(core.optimizer.resident_state(), "optimizer")
+    if core.stream is not None:
+        tracer.claim(core.stream.home(), HOST)
     for batch in batches:
         tracer.claim(batch.inputs.values(), BATCH)
     handles = [

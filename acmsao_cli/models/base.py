@@ -117,6 +117,9 @@ class Trainee(Protocol):
     def modules(self) -> Mapping[str, nn.Module]:
         """Every module that takes part in training's forward pass, by component name."""
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The parts that make up most of it, one after another as forward computes them."""
+
     def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Any]:
         """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once."""
 
@@ -145,6 +148,12 @@ class Trainee(Protocol):
         """
 
 
+def home_of(recipe: Recipe, device: torch.device) -> torch.device:
+    """Where weights are read to: the host's memory if `memory.resident_blocks` sends some there."""
+    streams = isinstance(recipe.memory.resident_blocks, int)
+    return torch.device("cpu") if streams and device.type == "cuda" else device
+
+
 class ModelFamily(Protocol):
     """A kind of model: how to look at one, how to open one, how to write one out as it is.
 
@@ -160,7 +169,8 @@ class ModelFamily(Protocol):
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Trainee:
         """Load the model and apply the recipe's method; no weights are read on the meta device.
 
-        Raises ModelError.
+        Where blocks are to be streamed (`home_of`) the weights stay in the host's memory, and the
+        engine brings them to `device`. Raises ModelError.
         """
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:

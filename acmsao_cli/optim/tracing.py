@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
 # What lies in page-locked memory of the host: counted, but not the device's.
 HOST: Final = "host"
+WEIGHTS: Final = "weights"
 # The temporaries of a step of the optimizer.
 WORKSPACE: Final = "workspace"
 

@@ -49,6 +49,9 @@ class ToyTrainee:
     def modules(self) -> Mapping[str, nn.Module]:
         return {"net": self.net}
 
+    def blocks(self) -> Sequence[nn.Module]:
+        return ()
+
     def encode(self, examples: Sequence[Any], progress: Any = silent) -> Sequence[Any]:
         generator = torch.Generator().manual_seed(2)
         return [

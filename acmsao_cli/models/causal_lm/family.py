@@ -12,7 +12,7 @@ import torch
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import Example
-from acmsao_cli.models.base import Facts
+from acmsao_cli.models.base import Facts, home_of
 from acmsao_cli.models.causal_lm import encode
 from acmsao_cli.models.causal_lm.copying import LAYOUTS, copy_model
 from acmsao_cli.models.causal_lm.quantized import nf4_config, pack_on_meta
@@ -75,7 +75,8 @@ class CausalLmFamily:
         load_tokenizer(source.located)
         if longest(recipe, source.config) < recipe.data.max_length:
             logger.warning("%s", _too_long(recipe, source))
-        return CausalLmTrainee(recipe, source, load(source, device, dtype, quantization))
+        model = load(source, home_of(recipe, device), dtype, quantization)
+        return CausalLmTrainee(recipe, source, model, device)
 
     def preview(self, recipe: Recipe, examples: Sequence[Example]) -> Iterable[str]:
         """The text of each example, learned tokens between [[ and ]]. Reads no weights."""

@@ -37,10 +37,15 @@ from acmsao_cli.models.lora import attach_lora
 class CausalLmTrainee:
     """A transformers model with LoRA or full training applied (a `models.base.Trainee`)."""
 
-    def __init__(self, recipe: CausalLmRecipe, source: Source, model: Any) -> None:
-        """Apply the recipe's method to `model`, which is changed in place."""
+    def __init__(
+        self, recipe: CausalLmRecipe, source: Source, model: Any, device: torch.device | None = None
+    ) -> None:
+        """Apply the recipe's method to `model`, which is changed in place.
+
+        `device` is where it is to compute, if it is not there yet.
+        """
         self.recipe, self.source, self.model = recipe, source, model
-        self.device: torch.device = model.device
+        self.device: torch.device = device or model.device
         self.dtype: torch.dtype = model.dtype
         self.length = longest(recipe, source.config)
         vocabulary = source.text_config.vocab_size
@@ -66,6 +71,12 @@ class CausalLmTrainee:
     def modules(self) -> Mapping[str, nn.Module]:
         """The one model."""
         return {"model": self.model}
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The decoder's layers; none where it has no list of them."""
+        count = getattr(self.source.text_config, "num_hidden_layers", None)
+        lists = [m for m in self.model.get_decoder().modules() if isinstance(m, nn.ModuleList)]
+        return next((list(found) for found in lists if len(found) == count), ())
 
     def encode(
         self, examples: Sequence[Example], progress: Progress = silent

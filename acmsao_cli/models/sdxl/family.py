@@ -12,7 +12,7 @@ from acmsao_cli.config.sdxl import SdxlRecipe
 from acmsao_cli.data.base import Example, ImageExample
 from acmsao_cli.data.images import geometry
 from acmsao_cli.errors import ConfigError
-from acmsao_cli.models.base import Facts, ModelFamily
+from acmsao_cli.models.base import Facts, ModelFamily, home_of
 from acmsao_cli.models.locate import Located
 from acmsao_cli.models.sdxl.components import (
     TEXT_ENCODERS,
@@ -59,7 +59,7 @@ class SdxlFamily:
         check_recipe(recipe, source)
         prediction = prediction_for(recipe, source)
         trained = ("unet", *TEXT_ENCODERS) if recipe.method.text_encoders else ("unet",)
-        parts = open_parts(source, device, dtype, prediction, trained)
+        parts = open_parts(source, home_of(recipe, device), dtype, prediction, trained)
         tables = diffusion(parts.scheduler, prediction, recipe.loss.min_snr_gamma, device)
         return SdxlTrainee(recipe, parts, tables, device, dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,12 @@ class SdxlTrainee:
         """The UNet; the text encoders too if they are trained (else their work is cached)."""
         trained = ("unet", *TEXT_ENCODERS) if self.recipe.method.text_encoders else ("unet",)
         return {component: self.parts.module(component) for component in trained}
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The UNet's residual and transformer blocks; what lies between them is small."""
+        unet = self.parts.unet
+        stages = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        return [block for stage in stages for block in _blocks_of(stage)]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """One group for each trained component, named `component.weight`."""
@@ -279,6 +286,14 @@ class SdxlTrainee:
         """Write the recipe's formats and load each back."""
         work = Work(self.recipe, self.parts, self.diffusion.prediction, facts, self._captions)
         return export_all(work, directory)
+
+
+def _blocks_of(stage: Any) -> Iterator[nn.Module]:
+    """Those of a stage in turn: a residual block, then the transformer behind it."""
+    attentions = getattr(stage, "attentions", ())
+    for residual, attention in zip_longest(stage.resnets, attentions):
+        yield residual
+        yield from getattr(attention, "transformer_blocks", ())
 
 
 def _endings(method: SdxlLora) -> Sequence[str]:

@@ -82,6 +82,15 @@ class PerSlot:
         return {DEFAULT: self.default.full_name} | exceptions
 
 
+def in_host_memory(kept: Storage) -> Storage:
+    """Return the same storage in the host's memory, all of it."""
+    if isinstance(kept, PerSlot):
+        away = tuple((slot, replace(one, offloaded=True)) for slot, one in kept.exceptions)
+        return PerSlot(replace(kept.default, offloaded=True), away)
+    assert isinstance(kept, ByRole)
+    return replace(kept, offloaded=True)
+
+
 @dataclass(frozen=True)
 class AtHand:
     """A storage whose host cells in these slots were brought to the device."""

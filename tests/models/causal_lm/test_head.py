@@ -34,7 +34,9 @@ LIBRARYS = {
     "granite": lambda: GraniteForCausalLM(
         GraniteConfig(**SIZE, intermediate_size=48, logits_scaling=3.0, tie_word_embeddings=True)
     ),
-    "opt": lambda: OPTForCausalLM(OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=16, dropout=0.0)),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=16, dropout=0.0)
+    ),
     "phi": lambda: PhiForCausalLM(PhiConfig(**SIZE, intermediate_size=48)),
 }
 KINDS = ["llama", "llama-tied", "gemma2", "gpt2", *LIBRARYS]

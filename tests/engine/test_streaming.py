@@ -1,0 +1,139 @@
+"""Where weights and activations are kept changes no bit, and bounds what is on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from micro.causal_lm import build_model, build_recipe, build_tokenizer
+from micro.sdxl import RecipeFor, Widths, examples, micro_pipeline
+from torch import Tensor, nn
+
+from acmsao_cli.config.recipe import Recipe
+from acmsao_cli.data.base import TextExample
+from acmsao_cli.data.randomness import Draw
+from acmsao_cli.engine import activations, streaming
+from acmsao_cli.engine.step import Core, build_core, training_step
+from acmsao_cli.engine.streaming import WINDOW, spread
+from acmsao_cli.models import catalog
+from acmsao_cli.models.quiet import quiet_libraries
+
+FUSED = {"fused_backward": True, "storage": "factored", "lr": 0.01}
+FULL = {"method": {"kind": "full"}, "optimizer": FUSED}
+LORA = {"method": {"kind": "lora", "rank": 4}, "optimizer": {"lr": 0.01}}
+TWO_PASS = {"clip": "two_pass", "clip_norm": 0.1}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    with quiet_libraries():
+        micro_pipeline(Widths(transformers=(1, 2, 2))).save_pretrained(base / "sdxl")
+        build_model("llama").save_pretrained(base / "causal_lm")
+        build_tokenizer().save_pretrained(base / "causal_lm")
+    return {name: base / name for name in ("sdxl", "causal_lm")}
+
+
+@pytest.fixture(autouse=True)
+def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and activations of micro models are small."""
+    monkeypatch.setattr(streaming, "SMALLEST", 1)
+    monkeypatch.setattr(activations, "SMALLEST", 1)
+
+
+def recipe_of(family: str, folder: Path, memory: dict[str, Any], **sections: Any) -> Recipe:
+    training = {"steps": 3, "batch_size": 2, "clip_norm": None} | sections.pop("training", {})
+    build: Callable[..., Recipe] = RecipeFor() if family == "sdxl" else build_recipe
+    return build(folder, training=training, memory=memory, **sections)
+
+
+def trained(recipe: Recipe, steps: int = 3) -> tuple[Core, dict[str, Tensor], list[float]]:
+    """Step a few times; the core, its weights and the losses."""
+    device = torch.device("cpu")
+    trainee = catalog.family(recipe.model.family).open(recipe, device, torch.float32)
+    core = build_core(recipe, trainee)
+    if recipe.model.family == "sdxl":
+        items = trainee.encode(examples()[:2])
+    else:
+        texts = ("hello world, how are you?", "the sky is blue.")
+        items = trainee.encode([TextExample(f"{n}", text=text) for n, text in enumerate(texts)])
+    losses, portions = [], recipe.training.accumulation
+    for step in range(steps):
+        batches = [
+            trainee.collate(items, [Draw(0, 10 * step + n) for n in range(2)])
+            for _ in range(portions)
+        ]
+        result = training_step(core, batches, first_micro_batch=portions * step, lr_factor=1.0)
+        losses.append(float(result.loss))
+    with core.at_home():
+        groups = trainee.parameter_groups()
+        return core, {n: p.detach().clone() for g in groups for n, p in g.parameters}, losses
+
+
+CASES = {
+    "full": FULL,
+    "full-checkpointed": FULL | {"training": {"gradient_checkpointing": True}},
+    "full-accumulated": FULL | {"training": {"accumulation": 2}},
+    "full-two-pass": FULL | {"training": TWO_PASS | {"gradient_checkpointing": True}},
+    "lora": LORA,
+    "lora-checkpointed": LORA | {"training": {"gradient_checkpointing": True}},
+}
+
+
+@pytest.mark.parametrize("resident", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", ["sdxl", "causal_lm"])
+def test_streamed_weights_end_at_the_bits_of_resident_ones(
+    family: str, case: str, resident: int, folders: dict[str, Path]
+) -> None:
+    _, expected, losses = trained(recipe_of(family, folders[family], {}, **CASES[case]))
+    streamed = recipe_of(family, folders[family], {"resident_blocks": resident}, **CASES[case])
+    core, weights, others = trained(streamed)
+    assert losses == others
+    for name, weight in expected.items():
+        assert torch.equal(weights[name], weight), name
+    assert core.stream is not None
+    assert len(core.stream.blocks) == len(core.trainee.blocks()) - resident
+    assert 0 < core.stream.most_here <= WINDOW
+    assert all(w.untyped_storage().nbytes() == 0 for b in core.stream.blocks for w in b.weights)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", ["sdxl", "causal_lm"])
+def test_activations_kept_by_the_host_change_no_bit(
+    family: str, case: str, folders: dict[str, Path]
+) -> None:
+    _, expected, losses = trained(recipe_of(family, folders[family], {}, **CASES[case]))
+    memory = {"offload_activations": True, "resident_blocks": 0}
+    _, weights, others = trained(recipe_of(family, folders[family], memory, **CASES[case]))
+    assert losses == others
+    assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
+
+
+def test_optimizer_state_of_trained_blocks_lives_with_them(folders: dict[str, Path]) -> None:
+    recipe = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 0}, **FULL)
+    core, _, _ = trained(recipe, 1)
+    assert core.optimizer.state_bytes() > 0
+    resident = sum(piece.nbytes for piece in core.optimizer.resident_state())
+    assert resident < 0.1 * core.optimizer.state_bytes()
+
+
+def test_a_block_that_was_not_stepped_does_not_go_home(folders: dict[str, Path]) -> None:
+    recipe = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 0}, **LORA)
+    core, _, _ = trained(recipe, 1)
+    assert core.stream is not None
+    for home in core.stream.home():
+        before = home.clone()
+        home.add_(0)
+        assert torch.equal(before, home)
+    frozen = {w for block in core.stream.blocks for w in block.weights}
+    assert not any(weight.requires_grad for weight in frozen)
+
+
+def test_the_blocks_that_stay_are_spread_evenly() -> None:
+    blocks = [nn.Identity() for _ in range(8)]
+    places = [[blocks.index(block) for block in spread(blocks, count)] for count in (0, 1, 4, 8)]
+    assert places == [[], [0], [0, 2, 4, 6], list(range(8))]
