@@ -95,7 +95,7 @@ def presets() -> str:
     for file in shipped("preset"):
         preset = load_preset(file)
         wanted = resolve(Request("sdxl-full", file.name)).recipe
-        budget = f"{wanted.memory.budget_gb:g} GB" if wanted.memory.budget_gb else "none"
+        budget = f"{wanted.memory.budget_gib:g} GB" if wanted.memory.budget_gib else "none"
         lines.append(
             f"| `{file.name}` | {preset.about} | {budget} | "
             f"{'yes' if wanted.training.gradient_checkpointing else 'no'} | "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from acmsao_cli import builtin
@@ -93,8 +94,12 @@ def training_words(recipe: Recipe) -> str:
 
 def memory_words(made: MemoryPlan) -> str:
     """The predicted peak and its parts."""
-    parts = joined(f"{name} {human_bytes(size)}" for name, size in made.by_category.items())
-    return f"{human_bytes(made.peak_bytes)} predicted for tensors ({parts})"
+    return f"{human_bytes(made.peak_bytes)} predicted ({sizes_words(made.by_category)})"
+
+
+def sizes_words(sizes: Mapping[str, int]) -> str:
+    """Names and sizes, those that are something."""
+    return joined(f"{name} {human_bytes(size)}" for name, size in sizes.items() if size)
 
 
 def next_command(event: Finished) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from acmsao_cli.cli.console import print_json, print_table
+import typer
+
+from acmsao_cli.cli.console import print_json, print_table, print_text
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
+    from acmsao_cli.memory.cards import Card
+    from acmsao_cli.memory.choose import Decided
     from acmsao_cli.memory.planner import MemoryPlan
 
 
@@ -18,6 +23,14 @@ def plan(
     recipe: RecipeArgument,
     preset: PresetOption = None,
     settings: SetOption = None,
+    card: Annotated[
+        str | None,
+        typer.Option(metavar="16gb|24gb|80gb|N", help="Plan for a card of N GiB, none needed."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw what a step holds over its course, as a PNG."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Say what memory RECIPE will take, and what would make it fit."""
@@ -26,46 +39,119 @@ def plan(
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     quiet_libraries()
     from acmsao_cli.engine.compose import require_composed
-    from acmsao_cli.memory import advise, planner
+    from acmsao_cli.memory import advise
+    from acmsao_cli.memory.cards import card_named
+    from acmsao_cli.memory.choose import decide
 
-    require_composed(config)
-    made = planner.plan(config)
+    chosen = None if card is None else card_named(card)
+    require_composed(config, trained_here=chosen is None)
+    decided = decide(config, chosen or card_of_budget(config))
     if json:
-        print_json(event(config, made))
+        print_json(event(decided))
     else:
-        print_table(list(rows(config, made)))
-    advise.require_fit(made, config)
+        print_table(list(rows(decided)))
+    if picture is not None:
+        from acmsao_cli.memory.picture import draw
+
+        draw(decided.plan, f"a step of {config.name}", picture)
+        if not json:
+            print_text(f"drawn: {picture}")
+    advise.require_fit(decided.plan, decided.config)
 
 
-def event(config: RunConfig, made: MemoryPlan) -> dict[str, Any]:
+def card_of_budget(config: RunConfig) -> Card | None:
+    """A card that leaves the recipe's budget, where there is none: a budget is a card's."""
+    import torch
+
+    from acmsao_cli.memory.cards import USABLE_SHARE, card_of
+
+    budget, device = config.recipe.memory.budget_gib, config.recipe.training.device
+    if budget is None or device != "auto" or torch.cuda.is_available():
+        return None
+    return card_of(round(budget / USABLE_SHARE, 2))
+
+
+def event(decided: Decided) -> dict[str, Any]:
     """The plan for programs, in bytes."""
-    from acmsao_cli.memory.advise import bounds
+    from acmsao_cli.memory.fit import bounds
 
+    made, config = decided.plan, decided.config
     return {
         "event": "planned",
         "recipe": config.name,
         "preset": config.preset,
         "device": str(made.device),
+        "card": made.card.name if made.card else None,
         "dtype": str(made.dtype).removeprefix("torch."),
         "trained_parameters": made.trained_parameters,
+        "decided": list(decided.reasons),
         "by_category": dict(made.by_category),
         "peak_bytes": made.peak_bytes,
-        "bounds": [{"bytes": bound, "by": words} for bound, words in bounds(made, config.recipe)],
+        "needed_bytes": made.needed_bytes,
+        "host": dict(made.host),
+        "disk": dict(made.disk),
+        "step": {
+            "flops": made.work.flops,
+            "bytes_to_device": made.work.to_device,
+            "bytes_from_device": made.work.from_device,
+        },
+        "bounds": [
+            {"bytes": bound.nbytes, "by": bound.words} for bound in bounds(config.recipe, made.card)
+        ],
     }
 
 
-def rows(config: RunConfig, made: MemoryPlan) -> Iterator[tuple[str, str]]:
+def rows(decided: Decided) -> Iterator[tuple[str, str]]:
     """The plan for people."""
-    from acmsao_cli.cli.describe import method_words, model_words, optimizer_words
+    from acmsao_cli.cli.describe import method_words, model_words, optimizer_words, sizes_words
     from acmsao_cli.engine.report import human_bytes
-    from acmsao_cli.memory.advise import bounds
+    from acmsao_cli.memory.fit import bounds
 
+    made, recipe = decided.plan, decided.config.recipe
     yield "model", model_words(made)
-    yield "method", method_words(config.recipe, made)
-    yield "optimizer", optimizer_words(config.recipe)
+    yield "method", method_words(recipe, made)
+    yield "optimizer", optimizer_words(recipe)
+    for reason in decided.reasons:
+        yield "decided", reason
     for name, size in made.by_category.items():
-        yield name, human_bytes(size)
-    yield "peak", f"{human_bytes(made.peak_bytes)} of tensors, at the highest moment of a step"
-    for bound, words in bounds(made, config.recipe):
-        verdict = "fits" if made.peak_bytes <= bound else "does not fit"
-        yield "", f"{verdict}: {words} {human_bytes(bound)}"
+        if size:
+            yield name, human_bytes(size)
+    yield "peak", f"{human_bytes(made.peak_bytes)}, at the highest moment of a step"
+    yield "needs", f"{human_bytes(made.needed_bytes)}, {needed_words(made)}"
+    yield "host memory", sizes_words(made.host) or "nothing beside the program"
+    yield "disk", sizes_words(made.disk)
+    yield from work_rows(made)
+    for bound in bounds(recipe, made.card):
+        verdict = "fits" if made.needed_bytes <= bound.nbytes else "does not fit"
+        yield "", f"{verdict}: {bound.words} {human_bytes(bound.nbytes)}"
+
+
+def needed_words(made: MemoryPlan) -> str:
+    """What is in the number that is held against bounds."""
+    if made.device.type == "cuda":
+        return "with the allocator's slack"
+    return "beside the program and its libraries"
+
+
+def work_rows(made: MemoryPlan) -> Iterator[tuple[str, str]]:
+    """What a step computes and moves, and for a card how long that may take."""
+    from acmsao_cli.engine.report import human_bytes
+    from acmsao_cli.memory.cards import step_times
+
+    work = made.work
+    yield "a step", f"{work.flops / 1e12:.1f} TFLOP in products"
+    crossing = work.to_device + work.from_device
+    if not crossing:
+        return
+    moved = f"{human_bytes(work.to_device)} there, {human_bytes(work.from_device)} back"
+    if made.card is None:
+        yield "transfers", moved
+        return
+    computing, moving = step_times(made.card, work.flops, work.to_device, work.from_device)
+    share = moving / max(computing, 1e-9)
+    yield (
+        "transfers",
+        f"{moved}: {moving:.2f} s beside {computing:.2f} s of computing, "
+        f"{'hidden behind it' if share < 1 else 'which the step waits for'} "
+        f"(assumed: {made.card.bus / 1e9:g} GB/s each way, {made.card.flops / 1e12:g} TFLOP/s)",
+    )

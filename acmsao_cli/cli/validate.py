@@ -51,7 +51,7 @@ def summary(recipe: Recipe) -> list[tuple[str, str]]:
     method = f"lora of rank {recipe.method.rank}" if isinstance(recipe.method, Lora) else "full"
     length = f"{training.steps} steps" if training.steps else f"{training.epochs} epochs"
     batch = training.batch_size * training.accumulation
-    budget = recipe.memory.budget_gb
+    budget = recipe.memory.budget_gib
     return [
         ("model", f"{recipe.model.source} ({recipe.model.family}, {recipe.model.dtype})"),
         ("method", method),

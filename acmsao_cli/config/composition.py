@@ -22,7 +22,7 @@ from acmsao_cli.config.options import (
     settle_storage,
     suggestion,
 )
-from acmsao_cli.config.parts import plain, spoken, storages_of
+from acmsao_cli.config.parts import AUTO, plain, spoken, storages_of
 from acmsao_cli.config.reading import describe
 from acmsao_cli.config.recommended import finds_rate
 
@@ -75,7 +75,7 @@ def _unknown_parts(
     if optimizer.name not in known:
         message = f"{where('name')} names an unknown rule `{optimizer.name}`"
         yield "name", [Complaint(message, suggestion(optimizer.name, known))]
-    for name in storages_of(optimizer.storage):
+    for name in storages_of(optimizer.storage) if optimizer.storage != AUTO else ():
         yield "storage", settle_storage(name, where("storage"))
     for key, kind in EDITS.items():
         for edit in getattr(optimizer, key):
@@ -173,6 +173,8 @@ def layer_complaints(
     if not {"match", "ndim", "min_side"} & layer.model_fields_set:
         hint = "give it match, ndim or min_side"
         yield Complaint(f"{entry} does not say which parameters it is for", hint)
+    if layer.settings.get("storage") == AUTO:
+        yield Complaint(f"{entry} leaves its storage open", f"`{AUTO}` is for all: name one here")
     if not layer.settings:
         yield Complaint(f"{entry} changes nothing", "give it a name, lr, storage or another key")
     try:

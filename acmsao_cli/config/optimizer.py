@@ -91,7 +91,7 @@ class OptimizerSection(Section):
     storage: StorageChoice = Field(
         "fp32",
         description="how state is kept, offloaded(...) in host memory; {default: ...} with others "
-        "by slot",
+        "by slot; auto: the best that there is room for",
     )
     gradient_edits: Annotated[tuple[PartChoice, ...], Field(strict=False)] = Field(
         (), description="applied to the gradient before the rule, in order"

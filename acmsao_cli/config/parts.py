@@ -11,6 +11,9 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+# What leaves a setting to the planner.
+AUTO = "auto"
+
 FREE = ConfigDict(extra="allow", frozen=True, strict=True, ser_json_inf_nan="constants")
 
 

@@ -108,8 +108,10 @@ class TrainingSection(Section):
     batch_lr: Literal["none", "sqrt", "linear"] = Field(
         "none", description="how the learning rate follows an accumulation that grew"
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in backward: less memory, about a third more time"
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="recompute activations in backward: less memory, about a third more time; auto "
+        "leaves it to the planner",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="everything random follows from this, the step and the example"
@@ -122,17 +124,19 @@ class TrainingSection(Section):
 class MemorySection(Section):
     """What the run may take."""
 
-    budget_gb: PositiveFloat | None = Field(
+    budget_gib: PositiveFloat | None = Field(
         None,
-        description="refuse to start when the predicted peak is above this many GB (1e9 bytes)",
+        description="refuse to start when the run is predicted to need more than this many GiB",
     )
-    resident_blocks: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
-        "auto",
+    resident_blocks: Literal["all", "auto"] | Annotated[int, Field(ge=0)] = Field(
+        "all",
         description="blocks of the model that stay on the device; the others are in the host's "
-        "memory and come when they compute. auto: all, or as many as a preset finds room for",
+        "memory and come when they compute; auto: as many as there is room for",
     )
-    offload_activations: bool = Field(
-        False, description="keep what backward needs in the host's memory meanwhile"
+    offload_activations: bool | Literal["auto"] = Field(
+        False,
+        description="keep what backward needs in the host's memory meanwhile; auto leaves it to "
+        "the planner",
     )
 
 

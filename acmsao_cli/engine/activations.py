@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.engine.host import SideStream, host_like
+from acmsao_cli.optim.tracing import FROM_DEVICE, TO_DEVICE, tell_crossed
 
 # Smaller tensors stay: crossing costs more time than they take room.
 SMALLEST: Final = 1 << 20
@@ -71,6 +72,7 @@ class ActivationsAtHome:
 
     def _send(self, tensor: Tensor) -> _Kept:
         home = host_like(tensor)
+        tell_crossed(tensor.nbytes, FROM_DEVICE)
         with self._side.copying(), torch.no_grad():
             home.copy_(tensor, non_blocking=True)
         if self._side.stream is not None:  # its memory is not used again before it was copied
@@ -95,6 +97,7 @@ class ActivationsAtHome:
 
     def _fetch(self, kept: _Kept) -> None:
         if kept.here is None:
+            tell_crossed(kept.home.nbytes, TO_DEVICE)
             with self._side.fetching(), torch.no_grad():
                 kept.here = torch.empty_strided(
                     kept.home.shape, kept.stride, dtype=kept.home.dtype, device=self._device

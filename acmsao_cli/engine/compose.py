@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 
+from acmsao_cli.config.auto import at_best
 from acmsao_cli.config.optimizer import KAHAN, OF_THE_RUN, LayerChoice, OptimizerSection
 from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.recipe import Recipe, RunConfig
@@ -56,7 +57,7 @@ def require_composed(config: RunConfig, *, trained_here: bool = True) -> None:
     Nothing is loaded. A `model.dtype` that the device decides is known only if `trained_here`.
     """
     problems = []
-    for key, (message, hint) in _problems(config.recipe, trained_here):
+    for key, (message, hint) in _problems(at_best(config.recipe), trained_here):
         origin = config.origins.get(f"optimizer.{key}")
         place = origin.place if origin and origin.place else config.name
         problems.append(Problem(message, place, hint))

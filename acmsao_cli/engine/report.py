@@ -99,10 +99,10 @@ def write_recipe(config: RunConfig, path: Path, facts: Mapping[str, str]) -> Non
 
 
 def human_bytes(count: float) -> str:
-    """Bytes in the unit people compare with a card's: 1 GB is 1e9 bytes."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    """Bytes in the unit that a card's memory is made in: 1 GiB is 2^30 bytes."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
-            return f"{count / size:.2f} {unit}" if unit == "GB" else f"{count / size:.0f} {unit}"
+            return f"{count / size:.2f} {unit}" if unit == "GiB" else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
 
 

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from acmsao_cli.engine.host import SideStream, host_like
-from acmsao_cli.optim.tracing import HOST, WEIGHTS, counted_as, tell_claimed, tell_resized
+from acmsao_cli.optim.tracing import (
+    FROM_DEVICE,
+    HOST,
+    TO_DEVICE,
+    WEIGHTS,
+    counted_as,
+    tell_claimed,
+    tell_crossed,
+    tell_resized,
+)
 
 # Streamed blocks on the device: the one that computes and the one that is on its way.
 WINDOW: Final = 2
@@ -147,6 +156,7 @@ class BlockStream:
         with self._side.fetching(), counted_as(WEIGHTS), torch.no_grad():
             for weight, home in zip(block.weights, block.home, strict=True):
                 _resize(weight, home.nbytes)
+                tell_crossed(home.nbytes, TO_DEVICE)
                 weight.data.copy_(home, non_blocking=True)
         block.arrived, block.here = self._side.arrival(), True
         self.most_here = max(self.most_here, sum(one.here for one in self.blocks))
@@ -157,6 +167,7 @@ class BlockStream:
         with self._side.copying(), torch.no_grad():
             for weight, home in zip(block.weights, block.home, strict=True):
                 if block.stepped:
+                    tell_crossed(home.nbytes, FROM_DEVICE)
                     home.copy_(weight.data, non_blocking=True)
                 _resize(weight, 0)
         block.here = block.stepped = False

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from acmsao_cli.config.auto import BLOCKS, CHECKPOINTING, OFFLOADING, with_values
+from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.recipe import Recipe, RunConfig
 from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.errors import DoesNotFitError
+from acmsao_cli.memory.cards import Card
+from acmsao_cli.memory.fit import bounds
 from acmsao_cli.memory.planner import MemoryPlan, plan
 
 
@@ -35,10 +39,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Planned:
-    """A change, and the peak that the run has with it."""
+    """A change, and what the run needs with it."""
 
     change: Change
-    peak_bytes: int
+    needed_bytes: int
 
 
 def _spoken(value: Any) -> str:
@@ -59,9 +63,30 @@ def changes(recipe: Recipe) -> list[Change]:
     if not training.gradient_checkpointing:
         checkpointing = (("training.gradient_checkpointing", True),)
         found.append(Change(checkpointing, ("about a third more time",)))
+    if isinstance(recipe, CausalLmRecipe) and recipe.memory.loss_chunk is None:
+        found.append(Change((("memory.loss_chunk", "auto"),), ()))
     if training.batch_size > 1:
         found.append(_smaller_batch(recipe))
+    if recipe.memory.offload_activations is False:
+        away = ((OFFLOADING, True),)
+        found.append(Change(away, ("what backward needs crosses the bus twice",)))
+    if not isinstance(recipe.memory.resident_blocks, int):
+        found.append(_streamed(recipe))
     return found
+
+
+def _streamed(recipe: Recipe) -> Change:
+    """Every block in the host's memory, with the settings without which that gains little."""
+    costs = ["every weight crosses the bus twice a step"]
+    settings: dict[str, Any] = {BLOCKS: 0}
+    if not recipe.training.gradient_checkpointing:
+        settings[CHECKPOINTING] = True
+        costs.append("about a third more time")
+    if recipe.method.kind == "full" and not recipe.optimizer.fused_backward:
+        fused = _without_gradients(recipe)
+        settings |= dict(fused.settings)
+        costs += fused.costs
+    return Change(tuple(settings.items()), tuple(costs))
 
 
 def _without_gradients(recipe: Recipe) -> Change:
@@ -92,78 +117,62 @@ def _smaller_batch(recipe: Recipe) -> Change:
 
 def with_change(recipe: Recipe, change: Change) -> Recipe:
     """The recipe with other values."""
-    values = recipe.model_dump()
-    for key, value in change.settings:
-        *sections, last = key.split(".")
-        section = values
-        for name in sections:
-            section = section[name]
-        section[last] = value
-    return type(recipe).model_validate(values)
+    return with_values(recipe, dict(change.settings))
 
 
-def planned(config: RunConfig, change: Change) -> Planned:
+def planned(config: RunConfig, change: Change, card: Card | None = None) -> Planned:
     """Plan the run with the change."""
     changed = replace(config, recipe=with_change(config.recipe, change))
-    return Planned(change, plan(changed).peak_bytes)
-
-
-def bounds(made: MemoryPlan, recipe: Recipe) -> list[tuple[float, str]]:
-    """What the run may take, in bytes, and who says so."""
-    found = []
-    if recipe.memory.budget_gb is not None:
-        found.append((recipe.memory.budget_gb * 1e9, "memory.budget_gb allows"))
-    if made.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(made.device)
-        found.append((float(free), f"{made.device} has free"))
-    return found
+    return Planned(change, plan(changed, card).needed_bytes)
 
 
 def require_fit(made: MemoryPlan, config: RunConfig) -> None:
     """Raise DoesNotFitError if the plan exceeds what the run may take; say what would fit."""
-    for bound, words in bounds(made, config.recipe):
-        if made.peak_bytes > bound:
+    for bound in bounds(config.recipe, made.card):
+        if made.needed_bytes > bound.nbytes:
             parts = "   ".join(
-                f"{name} {human_bytes(size)}" for name, size in made.by_category.items()
+                f"{name} {human_bytes(size)}" for name, size in made.by_category.items() if size
             )
             raise DoesNotFitError(
-                f"this run needs {human_bytes(made.peak_bytes)}; {words} {human_bytes(bound)}\n"
-                f"  {parts}",
-                hint=what_fits(config, made, bound),
+                f"this run needs {human_bytes(made.needed_bytes)}; {bound.words} "
+                f"{human_bytes(bound.nbytes)}\n  {parts}",
+                hint=what_fits(config, made, bound.nbytes),
             )
 
 
 def what_fits(config: RunConfig, made: MemoryPlan, bound: float) -> str:
     """The single changes that fit, else the fewest together, cheapest first; or that none do."""
-    known = [planned(config, change) for change in changes(config.recipe)]
-    fitting = [one for one in known if one.peak_bytes <= bound]
+    known = [planned(config, change, made.card) for change in changes(config.recipe)]
+    fitting = [one for one in known if one.needed_bytes <= bound]
     if fitting:
         return "\n".join(["any one of these fits:", *(_line(one, made) for one in fitting)])
-    useful = [one.change for one in known if one.peak_bytes < made.peak_bytes]
-    together = _together(config, useful, bound)
+    useful = [one.change for one in known if one.needed_bytes < made.needed_bytes]
+    together = _together(config, useful, bound, made.card)
     if together is None:
         return "a smaller model; nothing else that is known makes this run smaller"
-    if together.peak_bytes <= bound:
+    if together.needed_bytes <= bound:
         return f"no single change is enough; these together fit:\n{_line(together, made)}"
     return f"even this is not enough, so a smaller model:\n{_line(together, made)}"
 
 
-def _together(config: RunConfig, useful: Sequence[Change], bound: float) -> Planned | None:
+def _together(
+    config: RunConfig, useful: Sequence[Change], bound: float, card: Card | None
+) -> Planned | None:
     """Changes one after another until they fit, or all of them."""
     made = None
     for number in range(1, len(useful) + 1):
         first, *rest = useful[:number]
         for change in rest:
             first = first + change
-        made = planned(config, first)
-        if made.peak_bytes <= bound:
+        made = planned(config, first, card)
+        if made.needed_bytes <= bound:
             return made
     return made
 
 
 def _line(one: Planned, made: MemoryPlan) -> str:
-    saved = human_bytes(made.peak_bytes - one.peak_bytes)
-    needs = human_bytes(one.peak_bytes)
+    saved = human_bytes(made.needed_bytes - one.needed_bytes)
+    needs = human_bytes(one.needed_bytes)
     costs = f"; {', '.join(one.change.costs)}" if one.change.costs else ""
     return f"    {one.change}\n        saves {saved}, needs {needs}{costs}"
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+from acmsao_cli.optim.tracing import tell_flops
 
 
 class FlashShape(torch.autograd.Function):
@@ -24,14 +27,17 @@ class FlashShape(torch.autograd.Function):
         width = value.shape[-1]
         output = query.new_empty((batch, length, heads, width)).transpose(1, 2)
         logsumexp = query.new_empty((batch, heads, length), dtype=torch.float32)
+        tell_flops(sdpa_flop_count(query.shape, _as_wide(key, heads), _as_wide(value, heads)))
         ctx.save_for_backward(query, key, value, output, logsumexp)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Gradients of the inputs' shapes; those of grouped keys are summed over their group."""
-        query, key, value, _, _ = ctx.saved_tensors
+        query, key, value, output, _ = ctx.saved_tensors
         heads, groups = query.shape[1], key.shape[1]
+        wide_shapes = _as_wide(key, heads), _as_wide(value, heads)
+        tell_flops(sdpa_backward_flop_count(output.shape, query.shape, *wide_shapes))
         wide = [
             torch.empty_like(one).repeat_interleave(heads // groups, 1)
             if groups != heads
@@ -41,6 +47,11 @@ class FlashShape(torch.autograd.Function):
         return torch.empty_like(query), *(
             one.unflatten(1, (groups, -1)).sum(2) if groups != heads else one for one in wide
         )
+
+
+def _as_wide(grouped: Tensor, heads: int) -> torch.Size:
+    """The shape of keys or values with a copy for each query's head."""
+    return torch.Size((grouped.shape[0], heads, *grouped.shape[2:]))
 
 
 def flash_shaped(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -8,68 +8,163 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from acmsao_cli.config.recipe import Recipe, RunConfig
+from acmsao_cli.config.rules import FORMATS_OF_METHODS
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.step import Core, build_core, trained, training_step
+from acmsao_cli.memory.allocator import BLOCK, reserved_bytes
 from acmsao_cli.memory.attention import fused_attention_shapes
+from acmsao_cli.memory.cards import CONTEXT_BYTES, Card
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch, Facts
+from acmsao_cli.models.dtypes import DTYPES
 from acmsao_cli.optim.accounting import repeats_counted
-from acmsao_cli.optim.tracing import HOST, WEIGHTS, WORKSPACE, StorageTracer
+from acmsao_cli.optim.tracing import (
+    FROM_DEVICE,
+    HOST,
+    TO_DEVICE,
+    WEIGHTS,
+    WORKSPACE,
+    Event,
+    StorageTracer,
+)
 
 # What is nothing else is an activation, or a temporary of the step.
 ACTIVATIONS = "activations"
 # What the step's examples were encoded into: latents and text conditions, or tokens.
 BATCH = "batch"
+CONTEXT = "context"
 CATEGORIES = (
     *(WEIGHTS, "gradients", "optimizer", WORKSPACE),
-    *(ACTIVATIONS, "loss head", BATCH),
+    *(ACTIVATIONS, "loss head", BATCH, CONTEXT),
 )
 
-# The caching allocator of CUDA hands out multiples of this many bytes.
-BLOCK = 512
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a step computes and moves: products' FLOP, and bytes by direction."""
+
+    flops: int
+    to_device: int
+    from_device: int
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of tensors at the peak of a training step, by what they are; and what is trained.
+    """Bytes at the peak of a training step, by what they are, and what else the run takes.
 
-    Not in it: the program itself, the CUDA context, the allocator's slack.
+    `by_category` is the device's; `reserved_bytes` is what the allocator takes of it, with the
+    context. `host` is the host's memory beside the program, `disk` what the run leaves there.
     """
 
     by_category: Mapping[str, int]
+    reserved_bytes: int
+    host: Mapping[str, int]
+    disk: Mapping[str, int]
+    work: StepWork
     trained_parameters: int
     facts: Facts
     device: torch.device
     dtype: torch.dtype
+    card: Card | None = None
+    events: Sequence[Event] = field(default=(), repr=False, compare=False)
 
     @property
     def peak_bytes(self) -> int:
         """The sum over the categories."""
         return sum(self.by_category.values())
 
+    @property
+    def tensor_bytes(self) -> int:
+        """The same without the context: what torch says is allocated."""
+        return self.peak_bytes - self.by_category[CONTEXT]
 
-def plan(config: RunConfig) -> MemoryPlan:
-    """Trace a step of the run as it is from the second on, when all optimizer state exists."""
+    @property
+    def needed_bytes(self) -> int:
+        """What is held against a bound: all that is taken of the memory that computes."""
+        return self.reserved_bytes if self.device.type == "cuda" else self.resident_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the memory of a machine that computes on its CPU."""
+        return self.peak_bytes + self.host[PAGE_LOCKED]
+
+
+# Entries of `host`: what a GPU copies from and to; parts that only encode or sample; and the
+# examples' encodings, of one example.
+PAGE_LOCKED, AT_REST, EXAMPLE = "page-locked", "parts at rest", "each example"
+
+
+def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
+    """Trace a step of the run as it is from the second on, when all optimizer state exists.
+
+    With a `card`, as the run would be there, else as it is here.
+    """
     recipe = config.recipe
     family = catalog.family(recipe.model.family)
     facts = family.facts(recipe)
-    device = resolve_device(recipe.training.device)
-    dtype = resolve_dtype(recipe.model.dtype, device)
+    device, dtype = place_of(recipe, card)
     with torch.random.fork_rng(devices=[]):
         trainee = family.open(recipe, torch.device("meta"), dtype)
         core = build_core(recipe, trainee, recipe.training.steps or 1)  # any length needs the same
         core.optimizer.skip_to_full_step()
         with fused_attention_shapes():
-            peak = trace_step(core, meta_batches(core, recipe))
-    num_trained = sum(parameter.numel() for parameter in trained(core))
+            tracer = trace_step(core, meta_batches(core, recipe))
+    on_gpu = device.type == "cuda"
+    context = CONTEXT_BYTES if on_gpu else 0
+    allocated = reserved_bytes(tracer.events) if on_gpu else tracer.peak_bytes
+    peak = {**tracer.peak, CONTEXT: context}
+    state = core.optimizer.state_bytes()
+    away = state - sum(piece.nbytes for piece in core.optimizer.resident_state())
     return MemoryPlan(
-        {name: peak.get(name, 0) for name in CATEGORIES}, num_trained, facts, device, dtype
+        by_category={name: peak.get(name, 0) for name in CATEGORIES},
+        reserved_bytes=allocated + context,
+        host={
+            PAGE_LOCKED: tracer.host_peak_bytes + away,
+            AT_REST: sum(map(module_bytes, trainee.at_rest())),
+            EXAMPLE: trainee.item_bytes,
+        },
+        disk=disk_bytes(recipe, core, facts, state),
+        work=StepWork(tracer.flops, tracer.crossed[TO_DEVICE], tracer.crossed[FROM_DEVICE]),
+        trained_parameters=sum(parameter.numel() for parameter in trained(core)),
+        facts=facts,
+        device=device,
+        dtype=dtype,
+        card=card,
+        events=tracer.events,
     )
+
+
+def place_of(recipe: Recipe, card: Card | None) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of the run, here or on a card."""
+    if card is None or recipe.training.device == "cpu":
+        device = resolve_device(recipe.training.device)
+        return device, resolve_dtype(recipe.model.dtype, device)
+    return torch.device("cuda"), DTYPES.get(recipe.model.dtype, torch.bfloat16)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Of weights and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def disk_bytes(recipe: Recipe, core: Core, facts: Facts, state: int) -> dict[str, int]:
+    """Checkpoints, with the one that is being written, and the final files."""
+    checkpoint = state + sum(parameter.nbytes for parameter in trained(core))
+    formats = recipe.output.formats or FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
+    is_full = recipe.method.kind == "full"
+    count = sum(facts.parameters.values()) if is_full else sum(p.numel() for p in trained(core))
+    trained_dtype = trained(core)[0].dtype
+    each = count * DTYPES.get(recipe.output.dtype, trained_dtype).itemsize
+    return {
+        "checkpoints": (recipe.checkpoint.keep + 1) * checkpoint,
+        "final files": len(formats) * each,
+    }
 
 
 def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
@@ -83,8 +178,8 @@ def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
     return [core.trainee.meta_batch(training.batch_size) for _ in range(portions)]
 
 
-def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
-    """Bytes by category at the peak of a training step of `core`, wherever its tensors are."""
+def trace_step(core: Core, batches: Sequence[Batch]) -> StorageTracer:
+    """What a training step of `core` held, wherever its tensors are."""
     tracer = StorageTracer(BLOCK)
     tracer.category = ACTIVATIONS
     for module in core.trainee.modules().values():
@@ -107,4 +202,4 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> Mapping[str, int]:
     finally:
         for handle in handles:
             handle.remove()
-    return dict(tracer.peak)
+    return tracer

@@ -120,6 +120,16 @@ class Trainee(Protocol):
     def blocks(self) -> Sequence[nn.Module]:
         """The parts that make up most of it, one after another as forward computes them."""
 
+    def activation_bytes(self, batch_size: int, *, checkpointed: bool, offloaded: bool) -> int:
+        """About what a step holds beside weights, gradients and state, by a closed form."""
+
+    def at_rest(self) -> Iterable[nn.Module]:
+        """What takes no part in training's forward pass, and rests in the host's memory."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one encoded example, at most."""
+
     def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Any]:
         """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once."""
 

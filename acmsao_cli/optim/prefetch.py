@@ -19,6 +19,7 @@ from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Codec, State
 from acmsao_cli.optim.storage.policy import AtHand
+from acmsao_cli.optim.tracing import FROM_DEVICE, TO_DEVICE, tell_crossed
 
 # Bytes of a turn's cells that are brought as a whole. Those of a turn with more cross block by
 # block, as they are asked for and without being fetched ahead.
@@ -112,6 +113,7 @@ class Ferry:
         home, device = {cell: turn.state[cell] for cell in due}, turn.batch.device
         if not due or sum(piece.nbytes for piece in _pieces(home)) > LIMIT:
             return None
+        tell_crossed(sum(piece.nbytes for piece in _pieces(home)), TO_DEVICE)
         with self._aside(device) as stream:
             here = {cell: codec.stage(home[cell], device) for cell, codec in due.items()}
             arrived = None if stream is None else stream.record_event()
@@ -127,6 +129,7 @@ class Ferry:
                 stream.wait_stream(torch.cuda.current_stream(device))
             for home, here, version in pairs:
                 if _version(here) != version:
+                    tell_crossed(home.nbytes, FROM_DEVICE)
                     home.copy_(here, non_blocking=stream is not None)
         if ahead is not None and unchanged:  # a neighbour in a stack has the same versions as this
             ahead.copied = _versions(ahead.home)

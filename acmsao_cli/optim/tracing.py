@@ -15,6 +15,7 @@ from typing import Any, Final
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 # What lies in page-locked memory of the host: counted, but not the device's.
 HOST: Final = "host"
@@ -23,12 +24,20 @@ WEIGHTS: Final = "weights"
 WORKSPACE: Final = "workspace"
 
 
+# How bytes cross between the two.
+TO_DEVICE: Final = "to the device"
+FROM_DEVICE: Final = "from the device"
+
+Event = tuple[int, int, str]
+
+
 class StorageTracer(TorchDispatchMode):
     """While active, follows the storages that operations create until they die.
 
     A storage counts as `category` names it when it is born; `claim` gives it another. Sizes are
-    rounded up to multiples of `block` bytes, as an allocator hands them out. `events` are births
-    and deaths in their order: the storage's number, its size (0: it dies), its category.
+    rounded up to multiples of `block` bytes, as an allocator hands them out. `events` say in order
+    what became of which storage: its number, its size (0: it died), its category. `flops` are those
+    of products; `crossed` are bytes copied between host and device, by direction.
     """
 
     _tracing: list[StorageTracer] = []  # noqa: RUF012  # those that are active
@@ -41,7 +50,9 @@ class StorageTracer(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         self.peak_bytes = 0
         self.host_peak_bytes = 0
-        self.events: list[tuple[int, int, str]] = []
+        self.events: list[Event] = []
+        self.flops = 0
+        self.crossed: Counter[str] = Counter()
         self._highest = 0  # since `needed_by` began
         self._live: dict[int, tuple[int, str, int]] = {}  # size, category, number by identity
         self._total = 0  # of the device
@@ -67,6 +78,9 @@ class StorageTracer(TorchDispatchMode):
         for tensor in _tensors(result):
             if _identity(tensor) not in before:
                 self._follow(tensor, self.category)
+        formula = flop_registry.get(operation.overloadpacket)
+        if formula is not None and self.category != WORKSPACE:
+            self.flops += formula(*arguments, **(keywords or {}), out_val=result)
         return result
 
     def claim(self, tensors: Iterable[Tensor], category: str) -> None:
@@ -74,10 +88,11 @@ class StorageTracer(TorchDispatchMode):
         for tensor in tensors:
             key = _identity(tensor)
             if key in self._live:
-                size, _, _ = self._live[key]
-                self._resize(key, 0)
-                self._live[key] = (0, category, self._next())
-                self._resize(key, size)
+                size, former, number = self._live[key]
+                self._live[key] = (size, category, number)
+                self._change(-size, former)
+                self._change(size, category)
+                self.events.append((number, size, category))
             else:
                 self._follow(tensor, category)
 
@@ -97,8 +112,9 @@ class StorageTracer(TorchDispatchMode):
     def pulse(self, size: int) -> None:
         """Count what another run of something known needs, as if it were run."""
         number = self._next()
-        self._change(size, self.category, (number, size, self.category))
-        self._change(-size, self.category, (number, 0, self.category))
+        self.events += [(number, size, self.category), (number, 0, self.category)]
+        self._change(size, self.category)
+        self._change(-size, self.category)
 
     def _next(self) -> int:
         self._born += 1
@@ -123,10 +139,10 @@ class StorageTracer(TorchDispatchMode):
         former, category, number = self._live[key]
         if size != former:
             self._live[key] = (size, category, number)
-            self._change(size - former, category, (number, size, category))
+            self.events.append((number, size, category))
+            self._change(size - former, category)
 
-    def _change(self, more: int, category: str, event: tuple[int, int, str]) -> None:
-        self.events.append(event)
+    def _change(self, more: int, category: str) -> None:
         self.held[category] += more
         if category == HOST:
             self.host_peak_bytes = max(self.host_peak_bytes, self.held[HOST])
@@ -156,6 +172,18 @@ def tell_claimed(tensors: Iterable[Tensor], category: str) -> None:
     """Tell whoever is tracing that these tensors count as `category`."""
     for tracer in StorageTracer._tracing:
         tracer.claim(tensors, category)
+
+
+def tell_crossed(size: int, direction: str) -> None:
+    """Tell whoever is tracing that so many bytes are copied between host and device."""
+    for tracer in StorageTracer._tracing:
+        tracer.crossed[direction] += size
+
+
+def tell_flops(count: int) -> None:
+    """Tell whoever is tracing of products that no operation shows."""
+    for tracer in StorageTracer._tracing:
+        tracer.flops += count
 
 
 def tell_resized(tensor: Tensor) -> None:

@@ -107,8 +107,8 @@ BROKEN = {
         "put it in quotes",
     ),
     "nothing for a budget": (
-        "optimizer: {lr: 1}\nmemory: {budget_gb: 0}\n",
-        "`memory.budget_gb` must be a number above 0, or null; found 0",
+        "optimizer: {lr: 1}\nmemory: {budget_gib: 0}\n",
+        "`memory.budget_gib` must be a number above 0, or null; found 0",
         "",
     ),
     "unknown optimizer": (

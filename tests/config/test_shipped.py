@@ -69,7 +69,7 @@ FAMILY_AND_METHOD = {
 
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p.endswith("gb")])
 def test_presets_of_a_gpu_bound_the_memory_below_its_size(preset: str) -> None:
-    budget = resolve(Request("sdxl-full", preset)).recipe.memory.budget_gb
+    budget = resolve(Request("sdxl-full", preset)).recipe.memory.budget_gib
     assert budget is not None
     assert budget < float(preset.removesuffix("gb"))
 

@@ -90,7 +90,7 @@ def test_a_run_that_diverges_names_the_last_good_checkpoint(
 
 
 def test_a_run_that_does_not_fit_says_what_would_help(acmsao: Any, lm: Path) -> None:
-    outcome = acmsao("train", str(lm), "-s", "memory.budget_gb=0.0001")
+    outcome = acmsao("train", str(lm), "-s", "memory.budget_gib=0.0001")
     refused(outcome, 8, "weights", "--set optimizer.storage=factored")
     assert not list(Path("runs").glob("*"))
 

@@ -159,7 +159,7 @@ def test_warnings_about_the_data_are_told(acmsao: Any, sdxl: Path, tmp_path: Pat
     assert "orphan.txt" in done.out
 
 
-@pytest.mark.parametrize("options", [(), FUSED, ("-p", "16gb", "-s", "memory.budget_gb=null")])
+@pytest.mark.parametrize("options", [(), FUSED, ("-p", "16gb", "-s", "memory.budget_gib=null")])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_a_signal_stopped_goes_on_to_the_same_bits(
     acmsao: Any,

@@ -52,6 +52,16 @@ class ToyTrainee:
     def blocks(self) -> Sequence[nn.Module]:
         return ()
 
+    def activation_bytes(self, batch_size: int, *, checkpointed: bool, offloaded: bool) -> int:
+        return 100 * batch_size
+
+    def at_rest(self) -> Sequence[nn.Module]:
+        return ()
+
+    @property
+    def item_bytes(self) -> int:
+        return 36
+
     def encode(self, examples: Sequence[Any], progress: Any = silent) -> Sequence[Any]:
         generator = torch.Generator().manual_seed(2)
         return [

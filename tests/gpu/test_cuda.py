@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 CUDA = ("-s", "training.device=cuda", "-s", "model.dtype=bf16")
-FULL = ("-p", "16gb", "-s", "memory.budget_gb=null")
+FULL = ("-p", "16gb", "-s", "memory.budget_gib=null")
 
 
 def weights_of(run: str) -> dict[str, torch.Tensor]:

@@ -34,10 +34,10 @@ def config(folder: Path, **sections: Any) -> RunConfig:
 
 def hint(run: RunConfig, bound: float) -> str:
     """What is advised where so many bytes are allowed."""
-    memory = run.recipe.memory.model_copy(update={"budget_gb": bound / 1e9})
+    memory = run.recipe.memory.model_copy(update={"budget_gib": bound / 1e9})
     recipe = run.recipe.model_copy(update={"memory": memory})
     bounded = RunConfig("x", recipe, {})
-    with pytest.raises(DoesNotFitError, match=r"needs .*memory\.budget_gb allows") as error:
+    with pytest.raises(DoesNotFitError, match=r"needs .*memory\.budget_gib allows") as error:
         require_fit(plan(bounded), bounded)
     assert error.value.hint is not None
     return error.value.hint
@@ -45,7 +45,7 @@ def hint(run: RunConfig, bound: float) -> str:
 
 @pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "lora"])
 def test_a_run_that_fits_is_let_through(folder: Path, method: dict[str, Any]) -> None:
-    run = config(folder, **method, memory={"budget_gb": 1.0})
+    run = config(folder, **method, memory={"budget_gib": 1.0})
     require_fit(plan(run), run)
 
 

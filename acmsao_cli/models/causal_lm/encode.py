@@ -22,6 +22,10 @@ from acmsao_cli.models.quiet import quiet_libraries
 logger = logging.getLogger(__name__)
 
 
+# Of a token: an int32 and a bool.
+TOKEN_BYTES = 5
+
+
 @dataclass(frozen=True)
 class Item:
     """One example: `ids` (length,) int32, `trained` (length,) bool, on the CPU."""

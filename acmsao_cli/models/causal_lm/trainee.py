@@ -26,6 +26,7 @@ from acmsao_cli.models.base import (
     silent,
 )
 from acmsao_cli.models.causal_lm import encode as encoding
+from acmsao_cli.models.causal_lm.closed_form import activation_bytes
 from acmsao_cli.models.causal_lm.export import export_adapter, export_model
 from acmsao_cli.models.causal_lm.head import positions_at_once, summed_loss
 from acmsao_cli.models.causal_lm.sample import answers
@@ -49,7 +50,7 @@ class CausalLmTrainee:
         self.dtype: torch.dtype = model.dtype
         self.length = longest(recipe, source.config)
         vocabulary = source.text_config.vocab_size
-        self._at_once = positions_at_once(recipe.memory.loss_chunk, vocabulary)
+        self.at_once = positions_at_once(recipe.memory.loss_chunk, vocabulary)
         _apply(recipe, model)
 
     @cached_property
@@ -77,6 +78,20 @@ class CausalLmTrainee:
         count = getattr(self.source.text_config, "num_hidden_layers", None)
         lists = [m for m in self.model.get_decoder().modules() if isinstance(m, nn.ModuleList)]
         return next((list(found) for found in lists if len(found) == count), ())
+
+    def activation_bytes(self, batch_size: int, *, checkpointed: bool, offloaded: bool) -> int:
+        """By formula, of the longest examples."""
+        tokens = batch_size * self.length
+        return activation_bytes(self, tokens, checkpointed=checkpointed, offloaded=offloaded)
+
+    def at_rest(self) -> Sequence[nn.Module]:
+        """Everything takes part."""
+        return ()
+
+    @property
+    def item_bytes(self) -> int:
+        """A number and a flag for each token."""
+        return self.length * encoding.TOKEN_BYTES
 
     def encode(
         self, examples: Sequence[Example], progress: Progress = silent
@@ -107,7 +122,7 @@ class CausalLmTrainee:
         inputs = dict(batch.inputs)
         targets, kept = inputs.pop("targets"), inputs.pop("kept")
         with _unpacked(self.device):
-            return summed_loss(self.model, inputs, kept, targets, self._at_once)
+            return summed_loss(self.model, inputs, kept, targets, self.at_once)
 
     def sample(self) -> Iterator[Sample]:
         """The answers to the recipe's prompts."""

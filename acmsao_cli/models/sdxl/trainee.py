@@ -25,7 +25,13 @@ from acmsao_cli.models.base import (
     silent,
 )
 from acmsao_cli.models.lora import attach_lora, split_targets
-from acmsao_cli.models.sdxl.components import TEXT_ENCODERS, Components, latent_stride
+from acmsao_cli.models.sdxl.closed_form import activation_bytes
+from acmsao_cli.models.sdxl.components import (
+    CLASSES,
+    TEXT_ENCODERS,
+    Components,
+    latent_stride,
+)
 from acmsao_cli.models.sdxl.encode import Item, encode_picture, stack
 from acmsao_cli.models.sdxl.export import Work, export_all
 from acmsao_cli.models.sdxl.loss import Diffusion
@@ -114,6 +120,22 @@ class SdxlTrainee:
         ]
 
     # What is computed once
+
+    def activation_bytes(self, batch_size: int, *, checkpointed: bool, offloaded: bool) -> int:
+        """By formula, of the largest pictures."""
+        return activation_bytes(self, batch_size, checkpointed=checkpointed, offloaded=offloaded)
+
+    def at_rest(self) -> Sequence[nn.Module]:
+        """The VAE, and the text encoders unless they are trained."""
+        return [self.parts.module(name) for name in CLASSES if name not in self.modules()]
+
+    @property
+    def item_bytes(self) -> int:
+        """Its latents' distributions, one more if it may be mirrored, and its text condition."""
+        inputs = self.meta_batch(1).inputs
+        posterior = 2 * 2 * inputs["latents"].numel()  # fp16 mean and deviation
+        text = sum(inputs[name].nbytes for name in ("embeds", "pooled") if name in inputs)
+        return posterior * (2 if self.recipe.data.flip else 1) + text
 
     def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Item]:
         """Latents of the pictures; the captions' conditions, or their tokens if those train."""

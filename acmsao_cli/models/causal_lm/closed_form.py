@@ -1,0 +1,59 @@
+"""What a step of a language model keeps of its activations, by formula: to search, not to decide.
+
+For decoders of the usual kind (two norms, grouped attention, a gated MLP), t tokens, hidden width
+h, MLP width f, queries q and keys kv wide, n heads, vocabulary V:
+
+    a layer keeps      t (16 h + 4 q + 4 kv + 8 f + 4 n) bytes in bf16; 12 h where norms are frozen
+    each adapter       t (4 inputs + 4 rank) more, in fp32
+    checkpointing      t 2 h for each layer, and one layer's own at a time
+    the loss head      min(chunk, t) 4 V, the gradient of a trained head, and fp32 slices
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from acmsao_cli.models.causal_lm.loss import SLICE_ENTRIES
+from acmsao_cli.models.lora import ADAPTER, adapted_layers
+
+
+def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded: bool) -> int:
+    """The most of activations, temporaries and loss head at any moment of a step."""
+    config, size = trainee.source.text_config, trainee.dtype.itemsize
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    blocks, full = trainee.blocks(), trainee.recipe.method.kind == "full"
+    layer = tokens * _layer_bytes(config, full) * size // 2
+    layer += (
+        tokens
+        * sum(_adapter_bytes(one) for _, one in adapted_layers(trainee.model))
+        // max(len(blocks), 1)
+    )
+    entry = tokens * hidden * size
+    ends = 4 * tokens * hidden * size
+    chunk = min(trainee.at_once or tokens, tokens)
+    trained_head = vocabulary * hidden * size if full else 0
+    head = chunk * vocabulary * 2 * size + trained_head + 8 * SLICE_ENTRIES
+    kept = len(blocks) * (entry if checkpointed else layer)
+    if offloaded:
+        kept = 2 * entry
+    within = layer + 2 * entry if checkpointed else 2 * entry
+    tied = trained_head if full and config.tie_word_embeddings else 0
+    return int(max(kept + ends + head, kept + within + tied, 3 * tied))
+
+
+def _layer_bytes(config: Any, full: bool) -> int:
+    """Of a token, in bf16."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or hidden // heads
+    queries = heads * width
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * width
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    return int((16 if full else 12) * hidden + 4 * (queries + keys) + 8 * inner + 4 * heads)
+
+
+def _adapter_bytes(layer: Any) -> int:
+    """Of a token: the fp32 copy of the input, and what lies between down and up."""
+    down: Tensor = layer.lora_A[ADAPTER].weight
+    return 4 * sum(down.shape)
