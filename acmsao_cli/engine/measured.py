@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from acmsao_cli.config.sections import TrainingSection
+from acmsao_cli.engine import allocator
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Listener, MemoryMeasured, Notice, StepDone
 from acmsao_cli.engine.report import human_bytes
@@ -26,8 +27,8 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 COMPARED_STEP = 2
 TOLERANCE = 0.1
 # Below this plan, what is no tensor of ours decides: on a CPU pages of libraries that are loaded
-# meanwhile, and the allocator's slack; on a GPU cuBLAS's workspace, up to 32 MiB, which
-# torch counts as allocated.
+# meanwhile, and small things between which memory cannot be given back; on a GPU cuBLAS's
+# workspace, up to 32 MiB, which torch counts as allocated.
 COMPARABLE = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
 
 SPILLED_STEPS = 3
@@ -37,7 +38,11 @@ SPILLED_SHARE = 0.9
 
 
 def resident_bytes() -> int:
-    """Bytes of this process in memory now; where the system does not say, the most there were."""
+    """Bytes of this process in memory, without what its allocator keeps for later.
+
+    Where the system does not say, the most there were.
+    """
+    allocator.give_back()
     return _status("VmRSS") or _most_resident()
 
 
@@ -74,6 +79,7 @@ def forget_peak(device: torch.device) -> bool:
         torch.cuda.empty_cache()  # else the peak of what is reserved begins with the leftovers
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    allocator.give_back()
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
@@ -164,6 +170,8 @@ class Watch:
         self.planned = trainee.meta_batch(training.batch_size) if expectation else None
         self.seconds: list[float] = []
         self.says_spilled = False
+        if expectation:  # a plan is about what is used, not what an allocator keeps
+            allocator.give_back_at_once()
         self.resets = forget_peak(self.device)
 
     def after(self, done: StepDone, batches: Sequence[Batch]) -> Mapping[str, Any]:
@@ -177,6 +185,7 @@ class Watch:
         measured = self.compare(done, batches)
         if measured is None:
             return {}
+        allocator.keep_for_later()
         self.listener(measured)
         text = warning(measured)
         if text:
