@@ -21,6 +21,7 @@ from acmsao_cli.engine.events import (
     Event,
     Finished,
     Listener,
+    MemoryMeasured,
     Notice,
     Saved,
     Started,
@@ -94,6 +95,7 @@ EVENT_NAMES = {
     Started: "started",
     Working: "working",
     StepDone: "step",
+    MemoryMeasured: "memory",
     Saved: "saved",
     Notice: "notice",
     Finished: "finished",
@@ -127,6 +129,18 @@ def step_figures(step: StepDone, seconds_per_step: float) -> str:
     return (
         f"loss {step.loss:.4f}  {pace_words(seconds_per_step)}  "
         f"{clock(left)} left  {human_bytes(step.memory_bytes)}"
+    )
+
+
+def memory_line(event: MemoryMeasured) -> str:
+    """The plan's peak beside the measured one; how far off, where that says something."""
+    smaller = "" if event.batch_is_largest else ", with a smaller batch than planned"
+    off = f"{100 * event.error:+.1f} %{smaller}" if event.comparable else "not comparable"
+    reserved = event.reserved_bytes
+    return (
+        f"memory: {human_bytes(event.predicted_bytes)} predicted, "
+        f"{human_bytes(event.measured_bytes)} measured ({off})"
+        + (f", {human_bytes(reserved)} reserved" if reserved is not None else "")
     )
 
 
@@ -189,6 +203,8 @@ class Display:
                 self.show_work(event)
             case StepDone():
                 self.show_step(event)
+            case MemoryMeasured():
+                self.console.print(memory_line(event), markup=False, soft_wrap=True)
             case Saved(kind="checkpoint"):
                 if not self.live:
                     self.console.print(f"saved {event.path}", markup=False, soft_wrap=True)

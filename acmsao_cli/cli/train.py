@@ -92,6 +92,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.loop import train as train_run
+    from acmsao_cli.engine.measured import Expectation
     from acmsao_cli.engine.report import write_recipe
     from acmsao_cli.engine.signals import stop_on_signal
     from acmsao_cli.memory.advise import out_of_memory_named
@@ -110,10 +111,11 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
         for change in changes:
             listener(Notice(f"changed since the checkpoint: {change}"))
         write_recipe(config, place.folder.recipe, start.facts)
+        expectation = Expectation(start.predicted_bytes)
         prepared = assemble(config, examples, listener)
         if checkpoint:
             restore(prepared, checkpoint, listener)
-        train_run(prepared, place.folder, stop, listener)
+        train_run(prepared, place.folder, stop, listener, expectation)
 
 
 def read_examples(config: RunConfig, listener: Listener) -> tuple[RunConfig, tuple[Example, ...]]:

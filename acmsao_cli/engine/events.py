@@ -30,7 +30,10 @@ class Working:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimizer step. `memory_bytes` is the peak so far: allocated (GPU), resident (CPU).
+    """One optimizer step.
+
+    `memory_bytes` is the peak of the steps since samples were last drawn: allocated (GPU), resident
+    with all that the process holds (CPU).
 
     Where the gradient noise is measured: running means of its scale (in examples), of the variance
     of one example's gradient, and of the squared norm of the true gradient.
@@ -48,6 +51,25 @@ class StepDone:
     noise_scale: float | None = None
     gradient_variance: float | None = None
     signal: float | None = None
+
+
+@dataclass(frozen=True)
+class MemoryMeasured:
+    """What the first steps of a process held at most, beside what the plan predicted.
+
+    `measured_bytes`: allocated (GPU), or resident beyond what was before the model was loaded
+    (CPU); `reserved_bytes` by the allocator (GPU). `error` is measured / predicted - 1.
+    `batch_is_largest`: the step was as large as the planned one. `comparable`: there is enough to
+    measure that `error` is one of the plan.
+    """
+
+    step: int
+    predicted_bytes: int
+    measured_bytes: int
+    reserved_bytes: int | None
+    error: float
+    batch_is_largest: bool
+    comparable: bool
 
 
 @dataclass(frozen=True)
@@ -74,5 +96,5 @@ class Finished:
     summary: Mapping[str, Any]
 
 
-Event = Started | Working | StepDone | Saved | Notice | Finished
+Event = Started | Working | StepDone | MemoryMeasured | Saved | Notice | Finished
 Listener = Callable[[Event], None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from acmsao_cli.checkpoint.store import CheckpointStore
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
+from acmsao_cli.engine.measured import Expectation, Watch, forget_peak, peak_memory
 from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to
 from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
 from acmsao_cli.engine.signals import Stop
@@ -25,8 +25,17 @@ from acmsao_cli.versions import versions
 from acmsao_cli.writing import writing
 
 
-def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[str, Any]:
-    """Bring `run` to its last step and write what it leaves. Returns the summary."""
+def train(
+    run: Run,
+    folder: RunFolder,
+    stop: Stop,
+    listener: Listener,
+    expectation: Expectation | None = None,
+) -> dict[str, Any]:
+    """Bring `run` to its last step and write what it leaves. Returns the summary.
+
+    With an `expectation`, the memory of the first two steps is held against it.
+    """
     started = time.monotonic()
     store = CheckpointStore(folder.checkpoints, run.config.recipe.checkpoint.keep)
     folder.reopen()
@@ -34,10 +43,10 @@ def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[s
     metrics = MetricsFile(folder.metrics, run.step)
     if run.step == 0:
         draw_samples(run, folder, listener)
-    forget_peak(run.core.trainee.device)
+    watch = Watch(run, expectation, listener)
     stop.stepping = True
     while run.step < run.total_steps:
-        metrics.append(advance(run, folder, listener))
+        metrics.append(advance(run, folder, listener, watch))
         stopping, last = stop.number, run.step == run.total_steps
         if last or stopping or run.step % run.config.recipe.checkpoint.every == 0:
             save(run, store, metrics, listener)
@@ -51,7 +60,9 @@ def train(run: Run, folder: RunFolder, stop: Stop, listener: Listener) -> dict[s
     return finish(run, folder, metrics, time.monotonic() - started, listener)
 
 
-def advance(run: Run, folder: RunFolder, listener: Listener) -> dict[str, Any]:
+def advance(
+    run: Run, folder: RunFolder, listener: Listener, watch: Watch | None = None
+) -> dict[str, Any]:
     """One step; returns its line of metrics."""
     began = time.monotonic()
     recipe, progress, factor = run.config.recipe, run.progress, run.next_lr_factor
@@ -93,7 +104,8 @@ def advance(run: Run, folder: RunFolder, listener: Listener) -> dict[str, Any]:
         signal=noise.signal,
     )
     listener(done)
-    return dataclasses.asdict(done)
+    found = watch.after(done, batches) if watch else {}
+    return {**dataclasses.asdict(done), **found}
 
 
 def read_out(result: StepResult) -> tuple[float, float | None, float | None]:
@@ -181,6 +193,7 @@ def finish(
         "loss_to": losses[1] if losses else None,
         "noise_scale": run.progress.noise.scale,
         "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
+        "memory": next((row["memory"] for row in reversed(metrics.rows) if "memory" in row), None),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],
         "versions": versions(),
@@ -212,16 +225,3 @@ def describe_export(exported: Exported, folder: RunFolder) -> dict[str, Any]:
         "used_by": exported.used_by,
         "max_error": exported.max_error,
     }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the highest point: of the steps, allocated, on a GPU; resident so far, on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def forget_peak(device: torch.device) -> None:
-    """Leave what sampling and encoding held out of the steps' peak, which the plan is about."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)

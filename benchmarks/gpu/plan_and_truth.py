@@ -22,6 +22,7 @@ from acmsao_cli.data.reading import read, require
 from acmsao_cli.engine.assemble import assemble
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import train
+from acmsao_cli.engine.measured import Expectation
 from acmsao_cli.engine.signals import Stop
 from acmsao_cli.memory.planner import plan
 from acmsao_cli.versions import versions
@@ -38,17 +39,19 @@ def measured(recipe: str, settings: tuple[str, ...], device: str, steps: int) ->
     """One case: the plan, then the same run for real."""
     common = (f"training.device={device}", f"training.steps={steps}", "schedule.warmup_steps=0")
     config = resolve(Request(recipe, None, (*settings, *common)))
-    made = plan(config)
+    expectation = Expectation(plan(config).peak_bytes)
     reading = read(config.recipe.data)
     run = assemble(config.with_data_format(reading.format), require(reading), lambda event: None)
     started = time.monotonic()
     with TemporaryDirectory() as folder:
-        summary = train(run, RunFolder(Path(folder) / "run"), Stop(), lambda event: None)
+        summary = train(
+            run, RunFolder(Path(folder) / "run"), Stop(), lambda event: None, expectation
+        )
     return {
         "recipe": recipe,
         "settings": list(settings),
-        "planned_bytes": made.peak_bytes,
-        "measured_bytes": summary["peak_memory_bytes"],
+        "memory": summary["memory"],
+        "peak_memory_bytes": summary["peak_memory_bytes"],
         "seconds": round(time.monotonic() - started, 2),
     }
 

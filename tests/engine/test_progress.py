@@ -40,7 +40,7 @@ def ignore(event: Event) -> None:
 
 def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
     """What a step computed, without what it took."""
-    passing = ("seconds", "memory_bytes")
+    passing = ("seconds", "memory_bytes", "memory")
     return [
         {key: value for key, value in row.items() if key not in passing}
         for row in read_metrics(folder.metrics)
