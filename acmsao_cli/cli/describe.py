@@ -35,7 +35,7 @@ def describe_start(config: RunConfig, place: Place, made: MemoryPlan, num_exampl
         name=config.name,
         folder=place.folder.path,
         facts=facts,
-        predicted_bytes=made.peak_bytes,
+        predicted_bytes=made.measurable_bytes(num_examples),
         resumed_from=place.step,
     )
 

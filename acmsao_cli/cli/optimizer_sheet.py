@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from acmsao_cli import builtin
 from acmsao_cli.cli.quiet import quiet_libraries
 from acmsao_cli.config.locate import locate, shipped
-from acmsao_cli.config.parts import spoken
+from acmsao_cli.config.parts import AUTO, spoken
 from acmsao_cli.config.recommended import RECOMMENDED, finds_rate
 from acmsao_cli.errors import AcmsaoError, ConfigError
 
 if TYPE_CHECKING:
+    from acmsao_cli.config.optimizer import OptimizerSection
+    from acmsao_cli.config.recipe import Recipe
     from acmsao_cli.optim.accounting import Placed
     from acmsao_cli.optim.catalog import Entry
     from acmsao_cli.optim.features import Feature
@@ -36,7 +38,8 @@ IN_YAML = {"True": "true", "False": "false", "None": "null", "inf": ".inf"}
 METHODS = ("lora", "full")
 RULE, STORAGE = "optimizer", "storage"  # the registries' words
 COUNTED_WITH = ("adamw", "lion")  # rules of two states and of one
-TIERS = ("16gb", "24gb", "80gb")  # the presets for GPUs, by their memory
+TIERS = ("8gb", "16gb", "24gb", "80gb")  # the presets for GPUs, by their memory
+BYTES_IN_BF16 = 2
 
 
 @dataclass(frozen=True)
@@ -243,11 +246,31 @@ def tier(rule: str, preset: str, shapes: Shapes) -> Tier:
     own_rate = ("optimizer.lr=1",) if finds_rate({"name": rule}) else ()
     settings = (f"optimizer.name={rule}", *own_rate)
     try:
-        chosen = resolve(Request(shapes.recipe, preset, settings)).recipe.optimizer
+        recipe = resolve(Request(shapes.recipe, preset, settings)).recipe
+        chosen = finest_that_fits(recipe, shapes)
         pipeline = pipeline_of(chosen)
     except AcmsaoError as error:
         return Tier(preset, refused=error.message)
     return Tier(preset, spoken(chosen.storage), placed(pipeline, shapes))
+
+
+def finest_that_fits(recipe: Recipe, shapes: Shapes) -> OptimizerSection:
+    """The optimizer's section, an open storage decided as if activations took little.
+
+    The plan of a run decides with what they do take.
+    """
+    from acmsao_cli.config.auto import OPTIONS
+    from acmsao_cli.config.auto import STORAGE as KEY
+    from acmsao_cli.engine.compose import pipeline_of
+    from acmsao_cli.memory.cards import CONTEXT_BYTES, GIB
+
+    section, budget = recipe.optimizer, recipe.memory.budget_gib
+    if section.storage != AUTO:
+        return section
+    room = (budget or math.inf) * GIB - BYTES_IN_BF16 * shapes.num_elements - CONTEXT_BYTES - GIB
+    options = [section.model_copy(update={"storage": kept}) for kept in OPTIONS[KEY]]
+    fitting = (one for one in options if placed(pipeline_of(one), shapes).device <= room)
+    return next(fitting, options[-1])
 
 
 def state_in(rule: str, storage: str, shapes: Shapes) -> Placed:

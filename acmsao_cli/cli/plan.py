@@ -60,13 +60,14 @@ def plan(
 
 
 def card_of_budget(config: RunConfig) -> Card | None:
-    """A card that leaves the recipe's budget, where there is none: a budget is a card's."""
+    """A card that leaves the preset's budget, where there is none here: a preset is a card's."""
     import torch
 
     from acmsao_cli.memory.cards import USABLE_SHARE, card_of
 
     budget, device = config.recipe.memory.budget_gib, config.recipe.training.device
-    if budget is None or device != "auto" or torch.cuda.is_available():
+    of_preset = config.preset is not None and budget is not None and device == "auto"
+    if budget is None or not of_preset or torch.cuda.is_available():
         return None
     return card_of(round(budget / USABLE_SHARE, 2))
 

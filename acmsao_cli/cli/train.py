@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from acmsao_cli.data.base import Example
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
+    from acmsao_cli.memory.choose import Decided
 
 
 WARNINGS_SHOWN = 5
@@ -81,7 +82,7 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
 
     place = choose_place(config.name, output, resume)
     config, examples = read_examples(config, listener)
-    announce(config, place, len(examples), listener)
+    announce(decided(config, len(examples)), place, len(examples), listener)
     listener(Notice("dry run: nothing was loaded or written"))
 
 
@@ -101,13 +102,15 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     with stop_on_signal() as stop, place.folder.locked(), out_of_memory_named(config.recipe):
         place = look_again(place)
         config, examples = read_examples(config, listener)
+        planned = decided(config, len(examples))
+        config = planned.config
         checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
         changes = check_continuation(config, examples, checkpoint) if checkpoint else []
         if place.finished and not any(change.startswith(LENGTH) for change in changes):
             listener(Notice(f"already done: {place.folder.path}"))
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
-        start = announce(config, place, len(examples), listener)
+        start = announce(planned, place, len(examples), listener)
         for change in changes:
             listener(Notice(f"changed since the checkpoint: {change}"))
         write_recipe(config, place.folder.recipe, start.facts)
@@ -134,16 +137,24 @@ def read_examples(config: RunConfig, listener: Listener) -> tuple[RunConfig, tup
     return config.with_data_format(reading.format), examples
 
 
-def announce(config: RunConfig, place: Place, num_examples: int, listener: Listener) -> Started:
-    """Plan the run's memory and say what is about to be done. Raises DoesNotFitError."""
-    from acmsao_cli.cli.describe import describe_start
+def decided(config: RunConfig, num_examples: int) -> Decided:
+    """The run with every open setting decided for the memory there is, and its plan."""
     from acmsao_cli.data.stream import check_batch_size
-    from acmsao_cli.memory.advise import require_fit
-    from acmsao_cli.memory.planner import plan
+    from acmsao_cli.memory.choose import decide
 
     check_batch_size(num_examples, config.recipe.training.batch_size)
-    made = plan(config)
-    start = describe_start(config, place, made, num_examples)
+    return decide(config)
+
+
+def announce(planned: Decided, place: Place, num_examples: int, listener: Listener) -> Started:
+    """Say what is about to be done, and what was decided. Raises DoesNotFitError."""
+    from acmsao_cli.cli.describe import describe_start
+    from acmsao_cli.engine.events import Notice
+    from acmsao_cli.memory.advise import require_fit
+
+    start = describe_start(planned.config, place, planned.plan, num_examples)
     listener(start)
-    require_fit(made, config)
+    for reason in planned.reasons:
+        listener(Notice(f"decided: {reason}"))
+    require_fit(planned.plan, planned.config)
     return start

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from acmsao_cli.config.sections import TrainingSection
-from acmsao_cli.engine import allocator
+from acmsao_cli.engine import malloc
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Listener, MemoryMeasured, Notice, StepDone
+from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.models.base import Batch
 
@@ -42,7 +43,7 @@ def resident_bytes() -> int:
 
     Where the system does not say, the most there were.
     """
-    allocator.give_back()
+    malloc.give_back()
     return _status("VmRSS") or _most_resident()
 
 
@@ -79,7 +80,7 @@ def forget_peak(device: torch.device) -> bool:
         torch.cuda.empty_cache()  # else the peak of what is reserved begins with the leftovers
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    allocator.give_back()
+    malloc.give_back()
     try:
         CLEAR_REFS.write_text("5")
     except OSError:
@@ -122,8 +123,7 @@ def spilled(seconds: Sequence[float], share_of_card: float) -> bool:
 
 def is_largest(batches: Sequence[Batch], planned: Batch, training: TrainingSection) -> bool:
     """Whether a step of `batches` was as large as the plan's: of its shape, in as many portions."""
-    grows = bool(training.batch_schedule) or training.adaptive_batch is not None
-    if grows and len(batches) == 1:
+    if len(batches) < planned_portions(training):
         return False  # planned with a second portion, which meets the gradients of the first
     return any(
         all(batch.inputs[name].numel() >= value.numel() for name, value in planned.inputs.items())
@@ -152,7 +152,7 @@ def warning(measured: MemoryMeasured) -> str | None:
     if measured.batch_is_largest and measured.step >= COMPARED_STEP:
         return (
             f"{numbers}: the plan is too high for this run; larger ones may fit than it allows, "
-            "with a higher memory.budget_gb"
+            "with a higher memory.budget_gib"
         )
     return None
 
@@ -171,7 +171,7 @@ class Watch:
         self.seconds: list[float] = []
         self.says_spilled = False
         if expectation:  # a plan is about what is used, not what an allocator keeps
-            allocator.give_back_at_once()
+            malloc.give_back_at_once()
         self.resets = forget_peak(self.device)
 
     def after(self, done: StepDone, batches: Sequence[Batch]) -> Mapping[str, Any]:
@@ -185,7 +185,7 @@ class Watch:
         measured = self.compare(done, batches)
         if measured is None:
             return {}
-        allocator.keep_for_later()
+        malloc.keep_for_later()
         self.listener(measured)
         text = warning(measured)
         if text:

@@ -21,12 +21,13 @@ class Bound:
 
 def bounds(recipe: Recipe, card: Card | None = None) -> list[Bound]:
     """The recipe's budget, and what there is of the card: of `card`, else of the one here."""
-    found = []
-    if recipe.memory.budget_gib is not None:
-        found.append(Bound(recipe.memory.budget_gib * GIB, "memory.budget_gib allows"))
+    found, budget = [], recipe.memory.budget_gib
+    if budget is not None:
+        found.append(Bound(budget * GIB, "memory.budget_gib allows"))
     device, _ = place_of(recipe, card)
     if card is not None and device.type == "cuda":
-        found.append(Bound(card.usable_bytes, f"a card of {card.gib:g} GiB leaves"))
+        if budget is None or round(budget, 2) > round(card.usable_bytes / GIB, 2):
+            found.append(Bound(card.usable_bytes, f"a card of {card.gib:g} GiB leaves"))
     elif device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         found.append(Bound(float(free), f"{device} has free"))

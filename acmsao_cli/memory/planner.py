@@ -16,6 +16,7 @@ from torch import nn
 from acmsao_cli.config.recipe import Recipe, RunConfig
 from acmsao_cli.config.rules import FORMATS_OF_METHODS
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
+from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.step import Core, build_core, trained, training_step
 from acmsao_cli.memory.allocator import BLOCK, reserved_bytes
 from acmsao_cli.memory.attention import fused_attention_shapes
@@ -87,12 +88,15 @@ class MemoryPlan:
     @property
     def needed_bytes(self) -> int:
         """What is held against a bound: all that is taken of the memory that computes."""
-        return self.reserved_bytes if self.device.type == "cuda" else self.resident_bytes
-
-    @property
-    def resident_bytes(self) -> int:
-        """Of the memory of a machine that computes on its CPU."""
+        if self.device.type == "cuda":
+            return self.reserved_bytes
         return self.peak_bytes + self.host[PAGE_LOCKED]
+
+    def measurable_bytes(self, num_examples: int) -> int:
+        """What a run should be seen to hold: allocated on a GPU, resident on a CPU."""
+        if self.device.type == "cuda":
+            return self.tensor_bytes
+        return self.needed_bytes + self.host[AT_REST] + num_examples * self.host[EXAMPLE]
 
 
 # Entries of `host`: what a GPU copies from and to; parts that only encode or sample; and the
@@ -168,14 +172,10 @@ def disk_bytes(recipe: Recipe, core: Core, facts: Facts, state: int) -> dict[str
 
 
 def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
-    """The largest micro-batches of a step.
-
-    The second meets the gradients of the first; a third would change nothing.
-    """
+    """The largest micro-batches of a step."""
     training = recipe.training
-    grows = training.batch_schedule or training.adaptive_batch is not None
-    portions = 2 if grows else min(training.accumulation, 2)
-    return [core.trainee.meta_batch(training.batch_size) for _ in range(portions)]
+    count = planned_portions(training)
+    return [core.trainee.meta_batch(training.batch_size) for _ in range(count)]
 
 
 def trace_step(core: Core, batches: Sequence[Batch]) -> StorageTracer:

@@ -22,8 +22,7 @@ from acmsao_cli.cli.optimizer_sheet import (
     tier,
 )
 from acmsao_cli.cli.optimizers import print_tiers
-from acmsao_cli.config.locate import locate
-from acmsao_cli.config.preset import load_preset
+from acmsao_cli.config.auto import OPTIONS, STORAGE
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.optim import accounting, build_pipeline, catalog
 from acmsao_cli.optim.features import features
@@ -138,12 +137,15 @@ def test_bytes_are_those_of_the_allocator() -> None:
 
 def test_what_presets_make_of_a_rule_is_told(acmsao: Acmsao) -> None:
     told = {entry["preset"]: entry for entry in shown(acmsao, "prodigy")["presets"]}
-    assert list(told) == ["16gb", "24gb", "80gb"]
-    shapes = shapes_of("sdxl")
+    assert list(told) == ["8gb", "16gb", "24gb", "80gb"]
+    shapes, budgets = shapes_of("sdxl"), {"8gb": 7.6, "16gb": 15.2, "24gb": 22.8, "80gb": 76}
     for preset, entry in told.items():
-        written = load_preset(locate("preset", preset)).document.values
-        part = written["settings" if preset == "80gb" else "full"]
-        assert entry["storage"] == part["optimizer"]["storage"]
+        left = budgets[preset] * 2**30 - 2 * shapes.num_elements - entry["device_bytes"]
+        assert left > 2**30
+        finer = OPTIONS[STORAGE][: OPTIONS[STORAGE].index(entry["storage"])]
+        for storage in finer:
+            more = state_bytes("prodigy", storage, shapes)
+            assert budgets[preset] * 2**30 - 2 * shapes.num_elements - more < 2 * 2**30
         assert entry["device_bytes"] == state_bytes("prodigy", entry["storage"], shapes)
         assert (entry["host_bytes"], entry["refused"]) == (0, None)
 
@@ -154,8 +156,10 @@ def test_presets_keep_the_memory_of_acmsao_in_what_the_card_has(acmsao: Acmsao) 
     numbers = found["state"]["numbers"]
     device = {preset: entry["device_bytes"] / numbers for preset, entry in told.items()}
     host = {preset: entry["host_bytes"] / numbers for preset, entry in told.items()}
-    assert device == pytest.approx({"16gb": 1.021, "24gb": 2.052, "80gb": 10.000}, abs=1e-3)
-    assert host == pytest.approx({"16gb": 1.031, "24gb": 0, "80gb": 0}, abs=1e-3)
+    assert device == pytest.approx(
+        {"8gb": 1.021, "16gb": 1.021, "24gb": 2.052, "80gb": 10.000}, abs=1e-3
+    )
+    assert host == pytest.approx({"8gb": 1.031, "16gb": 1.031, "24gb": 0, "80gb": 0}, abs=1e-3)
 
 
 def test_a_preset_that_refuses_a_rule_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +181,7 @@ def test_what_is_in_host_memory_is_told_beside_the_device(
     out = acmsao("optimizers", "show", "banked").out
     assert max(map(len, out.splitlines())) <= 80
     assert "storage               on the device  bytes each  in host memory  bytes each" in out
-    assert "factored_4bit         1.32 GB        0.516       1.32 GB         0.516" in out
+    assert "factored_4bit        1.23 GiB        0.516      1.23 GiB         0.516" in out
     state = shown(acmsao, "banked")["state"]
     for name, total in state["bytes"].items():
         assert state["host_bytes"][name] == total / 2

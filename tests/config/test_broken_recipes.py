@@ -450,4 +450,4 @@ def test_unknown_names_and_paths_are_told_with_the_nearest(here: Path) -> None:
         assert suggests in str(caught.value.hint)
     with pytest.raises(ConfigError) as caught:
         locate("preset", "16")
-    assert "16gb, 24gb, 80gb, cpu" in str(caught.value.hint)
+    assert "16gb, 24gb, 80gb, 8gb, cpu" in str(caught.value.hint)

@@ -29,7 +29,7 @@ PRESETS = [file.name for file in shipped("preset")]
 def test_the_shelf_holds_what_the_documentation_promises() -> None:
     names = ["llm-full", "llm-lora", "quickstart", "quickstart-llm", "sdxl-full", "sdxl-lora"]
     assert sorted(RECIPES) == names
-    assert PRESETS == ["16gb", "24gb", "80gb", "cpu"]
+    assert PRESETS == ["16gb", "24gb", "80gb", "8gb", "cpu"]
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])

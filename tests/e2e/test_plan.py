@@ -24,12 +24,12 @@ def test_programs_get_bytes(acmsao: Any) -> None:
     told = json.loads(acmsao("plan", QUICKSTART, "-s", "memory.budget_gib=1", "--json").out)
     assert told["event"] == "planned"
     assert told["peak_bytes"] == sum(told["by_category"].values())
-    assert told["bounds"] == [{"bytes": 1e9, "by": "memory.budget_gib allows"}]
+    assert told["bounds"] == [{"bytes": 2**30, "by": "memory.budget_gib allows"}]
 
 
 def test_what_does_not_fit_ends_with_what_would(acmsao: Any) -> None:
     peak = json.loads(acmsao("plan", QUICKSTART, "--json").out)["peak_bytes"]
-    done = acmsao("plan", QUICKSTART, "-s", f"memory.budget_gib={0.9 * peak / 1e9}")
+    done = acmsao("plan", QUICKSTART, "-s", f"memory.budget_gib={0.9 * peak / 2**30}")
     assert done.code == 8
     assert "does not fit" in done.out
     assert "any one of these fits:" in done.err

@@ -13,7 +13,7 @@ import torch
 
 from acmsao_cli.checkpoint.store import newest_checkpoint, open_checkpoint
 from acmsao_cli.config.sections import TrainingSection
-from acmsao_cli.engine import allocator, measured
+from acmsao_cli.engine import malloc, measured
 from acmsao_cli.engine.assemble import restore
 from acmsao_cli.engine.events import Event, MemoryMeasured, Notice, StepDone
 from acmsao_cli.engine.folder import RunFolder
@@ -66,7 +66,7 @@ def test_freed_tensors_are_given_back_while_the_steps_are_measured() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("not glibc")
     size, pin = 8 * 2**20, []
-    allocator.give_back_at_once()
+    malloc.give_back_at_once()
     try:
         before = resident_bytes()
         for _ in range(12):
@@ -75,7 +75,7 @@ def test_freed_tensors_are_given_back_while_the_steps_are_measured() -> None:
             del tensor
         held = measured._status("VmRSS") - before
     finally:
-        allocator.keep_for_later()
+        malloc.keep_for_later()
     assert held < size / 2
 
 
@@ -96,7 +96,7 @@ def test_without_a_proc_file_system_the_process_is_still_measured(
         (found(-0.1), None),
         (
             found(0.11),
-            "the steps hold 1.11 GB, 1.00 GB were predicted (+11 %): the plan is too low",
+            "the steps hold 1.03 GiB, 954 MiB were predicted (+11 %): the plan is too low",
         ),
         (found(0.11, batch_is_largest=False), "too low"),
         (found(0.11, step=1), "too low"),

@@ -53,7 +53,7 @@ def planned(recipe: Recipe) -> dict[str, int]:
     """Bytes at the peak of a step that never happens."""
     core = opened(recipe, "meta")
     with fused_attention_shapes():
-        return dict(trace_step(core, meta_batches(core, recipe)))
+        return dict(trace_step(core, meta_batches(core, recipe)).peak)
 
 
 def real(recipe: Recipe) -> dict[str, int]:
@@ -63,7 +63,7 @@ def real(recipe: Recipe) -> dict[str, int]:
     size, portions = recipe.training.batch_size, recipe.training.accumulation
     draws = [Draw(0, number) for number in range(size)]
     batches = [core.trainee.collate(items[:size], draws) for _ in range(portions)]
-    return dict(trace_step(core, batches))
+    return dict(trace_step(core, batches).peak)
 
 
 def largest_examples(recipe: Recipe) -> Sequence[Example]:
