@@ -21,8 +21,9 @@ class CausalLmModel(ModelSection):
     """A transformers causal language model with its tokenizer."""
 
     family: Literal["causal_lm"]
-    quantize: Literal["none", "nf4"] = Field(
-        "none", description="nf4: a LoRA's frozen base in 4 bits, by bitsandbytes (QLoRA)"
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        "none",
+        description="a LoRA's frozen base in 4 bits (nf4: QLoRA) or 8 (int8), by bitsandbytes",
     )
 
 

@@ -221,14 +221,15 @@ def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
 
 @holds
 def only_adapters_on_a_packed_base(recipe: Recipe) -> Iterator[Broken]:
-    """Weights in 4 bits cannot be stepped, nor does DoRA know their length."""
-    if not isinstance(recipe, CausalLmRecipe) or recipe.model.quantize == "none":
+    """Packed weights cannot be stepped, nor does DoRA know their length."""
+    if not isinstance(recipe, CausalLmRecipe | SdxlRecipe) or recipe.model.quantize == "none":
         return
     method = recipe.method
     if not isinstance(method, Lora):
         yield Broken(
             ("model.quantize", "method.kind"),
-            "`model.quantize` keeps the weights in 4 bits, which method `full` would have to train",
+            f"`model.quantize` is {recipe.model.quantize}, which keeps the weights packed, but "
+            "method `full` would have to train them",
             "train a LoRA, --set method.kind=lora, or set model.quantize=none",
         )
     elif method.dora:

@@ -32,6 +32,11 @@ class SdxlModel(ModelSection):
     config: str | None = Field(
         None, description="a diffusers folder whose configurations describe a single file"
     )
+    quantize: Literal["none", "fp8", "nf4"] = Field(
+        "none",
+        description="a LoRA's frozen UNet in 8 bits (fp8: linear layers and convolutions) or 4 "
+        "(nf4: linear layers, by bitsandbytes)",
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto asks the model's scheduler or file"
     )
