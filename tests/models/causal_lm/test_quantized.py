@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from micro.causal_lm import build_recipe
+from torch import nn
 
 from acmsao_cli.engine.step import build_core, training_step
 from acmsao_cli.errors import ModelError
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.memory.planner import meta_batches, trace_step
 from acmsao_cli.models.causal_lm.family import FAMILY
-from acmsao_cli.models.packed import Int8Linear, PackedLinear
+from acmsao_cli.models.lora import ADAPTER, adapted_layers
+from acmsao_cli.models.packed import Int8Linear, PackedLinear, unpacked_weight
 
 both = pytest.mark.parametrize("quantize", ["nf4", "int8"])
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -94,3 +96,37 @@ def test_without_bitsandbytes_the_remedy_is_named(
     with pytest.raises(ModelError, match="bitsandbytes") as error:
         FAMILY.open(recipe_for(model_folder(), quantize), CPU, torch.float32)
     assert "model.quantize=none" in str(error.value.hint)
+
+
+@both
+def test_the_packed_base_computes_with_the_weights_that_unpacking_says(
+    model_folder: Callable[..., Path], quantize: str
+) -> None:
+    recipe = recipe_for(model_folder(), quantize)
+    packed_one = FAMILY.open(recipe, CPU, torch.float32)
+    dense_one = FAMILY.open(recipe_for(model_folder(), "none"), CPU, torch.float32)
+    theirs = dict(adapted_layers(packed_one.model))
+    for name, layer in adapted_layers(dense_one.model):
+        twin = theirs[name]
+        layer.get_base_layer().weight.data = unpacked_weight(twin.get_base_layer())
+        for one in (layer, twin):
+            one.lora_B[ADAPTER].weight.data.fill_(0.01)
+    for name, layer in dense_one.model.named_modules():
+        if type(layer) is nn.Linear and "lora" not in name and layer.weight.requires_grad is False:
+            twin = packed_one.model.get_submodule(name)
+            layer.weight.data = unpacked_weight(twin)
+    batch = packed_one.meta_batch(2)
+    batch.inputs["input_ids"].random_(3, 300, generator=torch.Generator().manual_seed(0))
+    batch.inputs["kept"].copy_(torch.arange(len(batch.inputs["kept"])))
+    losses = [one.loss(batch) for one in (packed_one, dense_one)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    for loss in losses:
+        loss.backward()
+    pairs = zip(
+        packed_one.parameter_groups()[0].parameters,
+        dense_one.parameter_groups()[0].parameters,
+        strict=True,
+    )
+    for (name, ours), (_, other) in pairs:
+        assert ours.grad is not None and ours.grad.abs().max() > 0, name
+        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-3, atol=1e-4 * float(other.grad.abs().max()))
