@@ -39,15 +39,14 @@ def unpack(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 class Fp8Layer(nn.Module):
     """A layer whose `weight` is kept as bytes: a float dtype would follow a module's casts."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     scale: Tensor
 
-    def _keep(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+    def keep(self, weight: Tensor) -> None:
+        """Pack `weight` where it lies."""
         packed, scale = pack(weight)
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.register_buffer("scale", scale)
-        self.bias = bias
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """The weight that this layer computes with; fresh."""
@@ -88,7 +87,8 @@ class Fp8Linear(Fp8Layer, nn.Linear):
     def __init__(self, dense: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = dense.in_features, dense.out_features
-        self._keep(dense.weight, dense.bias)
+        self.bias = dense.bias
+        self.keep(dense.weight)
 
     def product(self, value: Tensor, weight: Tensor) -> Tensor:
         """See `Fp8Layer`."""
@@ -102,21 +102,31 @@ class Fp8Linear(Fp8Layer, nn.Linear):
 class Fp8Conv2d(Fp8Layer, nn.Conv2d):
     """A convolution, (batch, in, height, width) -> (batch, out, height, width)."""
 
+    def __new__(cls, *given: Any, **options: Any) -> Any:
+        """peft makes an adapter's convolutions by its layer's class: those are ordinary ones."""
+        if given and not isinstance(given[0], nn.Conv2d):
+            return nn.Conv2d(*given, **options)
+        return super().__new__(cls)
+
     def __init__(self, dense: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         geometry = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
         for name in (*geometry, "transposed", "output_padding", "groups", "padding_mode"):
             setattr(self, name, getattr(dense, name))
-        self._keep(dense.weight, dense.bias)
+        self.bias = dense.bias
+        self.keep(dense.weight)
 
     def product(self, value: Tensor, weight: Tensor) -> Tensor:
         """See `Fp8Layer`."""
-        return self._conv_forward(value, weight, self.bias)
+        product: Tensor = self._conv_forward(value, weight, self.bias)
+        return product
 
     def input_gradient(self, gradient: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Fp8Layer`."""
         stride, padding, dilation = self.stride, self.padding, self.dilation
-        return conv2d_input(shape, weight, gradient, stride, padding, dilation, self.groups)
+        groups = self.groups
+        found: Tensor = conv2d_input(shape, weight, gradient, stride, padding, dilation, groups)
+        return found
 
 
 def fp8_layer(dense: nn.Module) -> Fp8Layer | None:

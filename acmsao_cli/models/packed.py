@@ -79,8 +79,10 @@ def unpacked_weight(layer: nn.Module) -> Tensor:
         return unpacked.float()
     if weight.dtype is torch.int8:
         kept = getattr(weight, "SCB", None)  # moved to the layer's state by the first product
-        scale: Tensor = layer.state.SCB if kept is None else kept  # type: ignore[union-attr]
-        return weight.data.float() * (scale.unsqueeze(1) / INT8_STEPS)
+        state = layer.state
+        scale: Any = getattr(state, "SCB", None) if kept is None else kept
+        dense: Tensor = weight.data.float() * (scale.unsqueeze(1) / INT8_STEPS)
+        return dense
     return weight.detach().float().clone()
 
 

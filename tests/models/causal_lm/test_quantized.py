@@ -128,5 +128,8 @@ def test_the_packed_base_computes_with_the_weights_that_unpacking_says(
         strict=True,
     )
     for (name, ours), (_, other) in pairs:
-        assert ours.grad is not None and ours.grad.abs().max() > 0, name
-        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-3, atol=1e-4 * float(other.grad.abs().max()))
+        assert ours.grad is not None, name
+        assert ours.grad.any(), name
+        torch.testing.assert_close(
+            ours.grad, other.grad, rtol=1e-3, atol=1e-4 * float(other.grad.abs().max())
+        )
