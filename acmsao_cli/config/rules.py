@@ -32,13 +32,23 @@ class Broken(NamedTuple):
 RecipeRule: TypeAlias = Callable[[Recipe], Iterator[Broken]]
 RULES: list[RecipeRule] = []
 
-# What each family writes of each method, in the order of writing; exporters read it here too.
+# What each family writes of each method unless told, in the order of writing.
 FORMATS_OF_METHODS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("sdxl", "lora"): ("kohya", "peft"),
     ("sdxl", "full"): ("diffusers", "single-file"),
     ("causal_lm", "lora"): ("peft",),
     ("causal_lm", "full"): ("transformers",),
 }
+# What it writes besides where it is named: the adapters folded into their base, as large as that.
+FORMATS_ON_REQUEST: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("sdxl", "lora"): ("merged",),
+    ("causal_lm", "lora"): ("merged",),
+}
+
+
+def formats_of(recipe: Recipe) -> tuple[str, ...]:
+    """What a run of the recipe writes."""
+    return recipe.output.formats or FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
 
 
 def broken_rules(
@@ -207,7 +217,8 @@ def growth_has_options(recipe: Recipe) -> Iterator[Broken]:
 @holds
 def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
     """Adapters and whole models are written in different formats."""
-    possible = FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
+    kind = recipe.model.family, recipe.method.kind
+    possible = (*FORMATS_OF_METHODS[kind], *FORMATS_ON_REQUEST.get(kind, ()))
     formats = recipe.output.formats
     for unfit in [name for name in formats if name not in possible]:
         yield Broken(
