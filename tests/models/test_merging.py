@@ -16,6 +16,7 @@ from acmsao_cli.data.randomness import Draw
 from acmsao_cli.models.base import TrainingFacts
 from acmsao_cli.models.causal_lm.family import FAMILY as LANGUAGE
 from acmsao_cli.models.lora import adapted_layers
+from acmsao_cli.models.merging import merged_weight
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.family import FAMILY as PICTURES
 
@@ -91,6 +92,22 @@ def test_the_base_that_was_trained_is_not_the_one_it_was_packed_from(
     name = "model.layers.0.self_attn.q_proj.weight"
     apart = (written["none"][name] - written[quantize][name]).abs().max()
     assert apart > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["same", "fp32"])
+def test_the_sum_is_rounded_once_to_the_dtype_of_the_file(tmp_path: Path, dtype: str) -> None:
+    base = tmp_path / "base"
+    language_model(base, "llama")
+    output = {"formats": ["merged"], "dtype": dtype}
+    recipe = build_recipe(base, method={"kind": "lora", "rank": 4}, output=output)
+    trainee = LANGUAGE.open(recipe, CPU, torch.bfloat16)
+    perturb(trainee)
+    (exported,) = trainee.export(tmp_path, FACTS)
+    written = load_file(exported.path / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    exact = merged_weight(dict(adapted_layers(trainee.model))[name])
+    expected = exact if dtype == "fp32" else exact.bfloat16()
+    assert torch.equal(written[f"{name}.weight"], expected)
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,9 @@ def _merged(work: Work, directory: Path) -> Exported:
     the adapters of that, and call it quantised. A tied head that was adapted is tied no more.
     """
     model, dtype = work.model, work.recipe.output.dtype
-    weights = {
-        name: _cast(tensor.to(model.dtype) if tensor.is_floating_point() else tensor, dtype)
-        for name, tensor in (*merged_weights(model), *_saved_buffers(model))
-    }
+    rounded = DTYPES.get(dtype, model.dtype)
+    weights = {n: one.to("cpu", rounded).contiguous() for n, one in merged_weights(model)}
+    weights |= {name: _cast(buffer, dtype) for name, buffer in _saved_buffers(model)}
     shell = build_without_weights(work.source, model.dtype)
     shell.generation_config = model.generation_config
     head = next(n for n, module in shell.named_modules() if module is shell.get_output_embeddings())

@@ -54,11 +54,6 @@ class Work:
         """That of the file, where `trained` is that of the weights."""
         return DTYPES.get(self.recipe.output.dtype, trained)
 
-    def trained_dtype(self) -> torch.dtype:
-        """That of the UNet's dense weights."""
-        dtype: torch.dtype = self.parts.unet.dtype
-        return dtype
-
     def component_dtypes(self) -> dict[str, torch.dtype]:
         """That of each network of a whole model."""
         return {
@@ -153,7 +148,7 @@ def _folder(work: Work, directory: Path) -> Exported:
 def _merged(work: Work, directory: Path) -> Exported:
     """The base with the adapters folded in, in the original layout."""
     path = directory / f"{work.facts.name}-merged.safetensors"
-    dtype = work.trained_dtype()
+    dtype = work.dtype(work.parts.unet.dtype)
     networks: dict[str, Any] = {part: _dense(work.parts, part, dtype) for part in MERGEABLE}
     whole = replace(work, parts=replace(work.parts, **networks))
     return replace(_write_single_file(whole, path), format="merged")
