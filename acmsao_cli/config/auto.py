@@ -52,6 +52,12 @@ def with_values(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return type(recipe).model_validate(values)
 
 
+def can_stream(recipe: Recipe) -> bool:
+    """Whether blocks may be sent to the host's memory with the settings as they are."""
+    stepped = recipe.method.kind != "full" or recipe.optimizer.fused_backward
+    return stepped and recipe.model.quantize != "int8"
+
+
 def at_best(recipe: Recipe) -> Recipe:
     """Every open key at its best value, as if nothing bounded the run."""
     return with_values(recipe, {key: OPTIONS[key][0] for key in open_keys(recipe)})

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from acmsao_cli.config.section import Count, Section
 from acmsao_cli.config.sections import (
+    FORMATS,
+    QUANTIZE,
     DataSection,
     Full,
     Lora,
@@ -22,9 +24,7 @@ class CausalLmModel(ModelSection):
     """A transformers causal language model with its tokenizer."""
 
     family: Literal["causal_lm"]
-    quantize: Literal["none", "nf4"] = Field(
-        "none", description="nf4: a LoRA's frozen base in 4 bits, by bitsandbytes (QLoRA)"
-    )
+    quantize: Literal["none", "nf4", "int8"] = Field("none", description=QUANTIZE)
 
 
 class TextData(DataSection):
@@ -59,9 +59,9 @@ class TextSamples(Section):
 class CausalLmOutput(OutputSection):
     """Files other programs read; each is loaded back before the run is called done."""
 
-    formats: Annotated[tuple[Literal["peft", "transformers"], ...], Field(strict=False)] = Field(
-        (), description="LoRA: peft; full: transformers; empty is all of the method's"
-    )
+    formats: Annotated[
+        tuple[Literal["peft", "transformers", "merged"], ...], Field(strict=False)
+    ] = Field((), description=FORMATS)
 
 
 class CausalLmMemory(MemorySection):

@@ -32,13 +32,23 @@ class Broken(NamedTuple):
 RecipeRule: TypeAlias = Callable[[Recipe], Iterator[Broken]]
 RULES: list[RecipeRule] = []
 
-# What each family writes of each method, in the order of writing; exporters read it here too.
+# What each family writes of each method unless told, in the order of writing.
 FORMATS_OF_METHODS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("sdxl", "lora"): ("kohya", "peft"),
     ("sdxl", "full"): ("diffusers", "single-file"),
     ("causal_lm", "lora"): ("peft",),
     ("causal_lm", "full"): ("transformers",),
 }
+# What it writes besides where it is named: the adapters folded into their base, as large as that.
+FORMATS_ON_REQUEST: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("sdxl", "lora"): ("merged",),
+    ("causal_lm", "lora"): ("merged",),
+}
+
+
+def formats_of(recipe: Recipe) -> tuple[str, ...]:
+    """What a run of the recipe writes."""
+    return recipe.output.formats or FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
 
 
 def broken_rules(
@@ -103,7 +113,14 @@ def streamed_blocks_are_stepped_during_backward(recipe: Recipe) -> Iterator[Brok
             ("memory.resident_blocks", "optimizer.fused_backward"),
             "`memory.resident_blocks` sends trained weights away, before their gradients would be "
             "stepped",
-            "add optimizer.fused_backward=true, or leave memory.resident_blocks at auto",
+            "add optimizer.fused_backward=true, or leave memory.resident_blocks at all",
+        )
+    if streams and recipe.model.quantize == "int8":
+        yield Broken(
+            ("memory.resident_blocks", "model.quantize"),
+            "`memory.resident_blocks` cannot send int8 weights away: bitsandbytes keeps them beside "
+            "their scales",
+            "set model.quantize=nf4, which is smaller still, or leave memory.resident_blocks at all",
         )
 
 
@@ -220,7 +237,8 @@ def growth_has_options(recipe: Recipe) -> Iterator[Broken]:
 @holds
 def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
     """Adapters and whole models are written in different formats."""
-    possible = FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
+    kind = recipe.model.family, recipe.method.kind
+    possible = (*FORMATS_OF_METHODS[kind], *FORMATS_ON_REQUEST.get(kind, ()))
     formats = recipe.output.formats
     for unfit in [name for name in formats if name not in possible]:
         yield Broken(
@@ -234,14 +252,15 @@ def formats_of_the_method(recipe: Recipe) -> Iterator[Broken]:
 
 @holds
 def only_adapters_on_a_packed_base(recipe: Recipe) -> Iterator[Broken]:
-    """Weights in 4 bits cannot be stepped, nor does DoRA know their length."""
-    if not isinstance(recipe, CausalLmRecipe) or recipe.model.quantize == "none":
+    """Packed weights cannot be stepped, nor does DoRA know their length."""
+    if not isinstance(recipe, CausalLmRecipe | SdxlRecipe) or recipe.model.quantize == "none":
         return
     method = recipe.method
     if not isinstance(method, Lora):
         yield Broken(
             ("model.quantize", "method.kind"),
-            "`model.quantize` keeps the weights in 4 bits, which method `full` would have to train",
+            f"`model.quantize` is {recipe.model.quantize}, which keeps the weights packed, but "
+            "method `full` would have to train them",
             "train a LoRA, --set method.kind=lora, or set model.quantize=none",
         )
     elif method.dora:

@@ -8,6 +8,8 @@ from pydantic import Field, FiniteFloat
 
 from acmsao_cli.config.section import Count, Fraction, PositiveFloat, Section
 from acmsao_cli.config.sections import (
+    FORMATS,
+    QUANTIZE,
     DataSection,
     Full,
     Lora,
@@ -32,6 +34,7 @@ class SdxlModel(ModelSection):
     config: str | None = Field(
         None, description="a diffusers folder whose configurations describe a single file"
     )
+    quantize: Literal["none", "fp8", "nf4"] = Field("none", description=QUANTIZE)
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto", description="what the UNet predicts; auto asks the model's scheduler or file"
     )
@@ -110,11 +113,9 @@ class SdxlOutput(OutputSection):
     """Files other programs read; each is loaded back before the run is called done."""
 
     formats: Annotated[
-        tuple[Literal["kohya", "peft", "diffusers", "single-file"], ...], Field(strict=False)
-    ] = Field(
-        (),
-        description="LoRA: kohya, peft; full: diffusers, single-file; empty is all of the method's",
-    )
+        tuple[Literal["kohya", "peft", "diffusers", "single-file", "merged"], ...],
+        Field(strict=False),
+    ] = Field((), description=FORMATS)
 
 
 class SdxlRecipe(RecipeBase):

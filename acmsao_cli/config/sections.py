@@ -15,6 +15,18 @@ from acmsao_cli.config.section import Count, Fraction, PositiveFloat, Section
 
 Milestone = Annotated[tuple[Count, Count], Field(strict=False)]
 
+# Said once, for both families have the key, each with its own values.
+QUANTIZE = (
+    "how a LoRA's frozen base is kept: nf4 is 4 bits by bitsandbytes (linear layers), int8 is 8 "
+    "bits by bitsandbytes (language models), fp8 is 8-bit floats (SDXL: linear layers, "
+    "convolutions)"
+)
+FORMATS = (
+    "SDXL LoRA: kohya, peft; SDXL full: diffusers, single-file; LM LoRA: peft; LM full: "
+    "transformers; empty is all of the method's; merged, only where named: a LoRA folded into "
+    "its base"
+)
+
 
 class ModelSection(Section):
     """Which model, from where."""

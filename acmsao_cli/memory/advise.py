@@ -70,7 +70,7 @@ def changes(recipe: Recipe) -> list[Change]:
     if recipe.memory.offload_activations is False:
         away = ((OFFLOADING, True),)
         found.append(Change(away, ("what backward needs crosses the bus twice",)))
-    if not isinstance(recipe.memory.resident_blocks, int):
+    if not isinstance(recipe.memory.resident_blocks, int) and recipe.model.quantize != "int8":
         found.append(_streamed(recipe))
     return found
 

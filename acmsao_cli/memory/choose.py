@@ -14,8 +14,8 @@ from acmsao_cli.config.auto import (
     OFFLOADING,
     OPTIONS,
     STORAGE,
+    can_stream,
     open_keys,
-    value_of,
     with_values,
 )
 from acmsao_cli.config.parts import AUTO
@@ -88,15 +88,10 @@ def _search(config: RunConfig, card: Card | None, bound: float) -> Decided:
         made = plan(_with(config, chosen, why), card)
         if made.needed_bytes <= bound:
             return _decided(config, chosen, made, why)
-    if recipe.memory.resident_blocks == AUTO and _can_stream(recipe, estimates):
+    if recipe.memory.resident_blocks == AUTO and estimates.block_bytes and can_stream(recipe):
         return _stream(config, card, bound, chosen, estimates)
     made = plan(_with(config, chosen, "the smallest"), card)
     return _decided(config, chosen, made, "the smallest")
-
-
-def _can_stream(recipe: Recipe, estimates: Estimates) -> bool:
-    stepped = recipe.method.kind != "full" or recipe.optimizer.fused_backward
-    return bool(estimates.block_bytes) and stepped
 
 
 def _stream(
@@ -137,9 +132,3 @@ def _decided(config: RunConfig, chosen: Settings, made: MemoryPlan, why: str) ->
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def reasons(recipe: Recipe, decided: Recipe) -> Iterator[tuple[str, Any]]:
-    """The settings that were open, and what they became."""
-    for key in open_keys(recipe):
-        yield key, value_of(decided, key)

@@ -141,7 +141,7 @@ def test_what_presets_make_of_a_rule_is_told(acmsao: Acmsao) -> None:
     shapes, budgets = shapes_of("sdxl"), {"8gb": 7.6, "16gb": 15.2, "24gb": 22.8, "80gb": 76}
     for preset, entry in told.items():
         left = budgets[preset] * 2**30 - 2 * shapes.num_elements - entry["device_bytes"]
-        assert left > 2**30
+        assert left > 2**30 or entry["storage"] == OPTIONS[STORAGE][-1]
         finer = OPTIONS[STORAGE][: OPTIONS[STORAGE].index(entry["storage"])]
         for storage in finer:
             more = state_bytes("prodigy", storage, shapes)
@@ -181,7 +181,7 @@ def test_what_is_in_host_memory_is_told_beside_the_device(
     out = acmsao("optimizers", "show", "banked").out
     assert max(map(len, out.splitlines())) <= 80
     assert "storage               on the device  bytes each  in host memory  bytes each" in out
-    assert "factored_4bit        1.23 GiB        0.516      1.23 GiB         0.516" in out
+    assert "factored_4bit         1.23 GiB       0.516       1.23 GiB        0.516" in out
     state = shown(acmsao, "banked")["state"]
     for name, total in state["bytes"].items():
         assert state["host_bytes"][name] == total / 2

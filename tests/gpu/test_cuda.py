@@ -43,9 +43,15 @@ def test_a_training_runs_and_its_files_load_back(
     assert summary["peak_memory_bytes"] > 0
 
 
-def test_a_packed_base_trains(acmsao: Any, lm: Path) -> None:
-    recipe = with_method(lm, kind="lora", rank=4)
-    done = acmsao("train", recipe, "-o", "out", *CUDA, "-s", "model.quantize=nf4")
+@pytest.mark.parametrize(
+    ("family", "quantize"), [("lm", "nf4"), ("lm", "int8"), ("sdxl", "fp8"), ("sdxl", "nf4")]
+)
+def test_a_packed_base_trains(
+    acmsao: Any, lm: Path, sdxl: Path, family: str, quantize: str
+) -> None:
+    recipe = with_method(sdxl if family == "sdxl" else lm, kind="lora", rank=4)
+    packed = ("-s", f"model.quantize={quantize}", "-s", "output.formats=[merged]")
+    done = acmsao("train", recipe, "-o", "out", *CUDA, *packed)
     assert done.code == 0, done.err
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import OutputError
 from acmsao_cli.models.base import Exported, TrainingFacts
 from acmsao_cli.models.causal_lm.sample import stop_ids
-from acmsao_cli.models.causal_lm.source import Source
+from acmsao_cli.models.causal_lm.source import Source, build_without_weights
 from acmsao_cli.models.dtypes import DTYPES
 from acmsao_cli.models.lora import ADAPTER
+from acmsao_cli.models.merging import merged_weights
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.writing import staged
 
@@ -29,11 +31,21 @@ PREFIX = "base_model.model."
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
-def export_adapter(
-    model: Any, source: Source, recipe: CausalLmRecipe, facts: TrainingFacts, directory: Path
-) -> Exported:
+@dataclass(frozen=True)
+class Work:
+    """What an export writes: the trained model, and what is said about it."""
+
+    recipe: CausalLmRecipe
+    model: Any
+    tokenizer: Any
+    source: Source
+    facts: TrainingFacts
+
+
+def _adapter(work: Work, directory: Path) -> Exported:
     """A PEFT adapter folder, compared with what `PeftModel.from_pretrained` makes of it."""
     folder = directory / "peft"
+    model, source, recipe, facts = work.model, work.source, work.recipe, work.facts
     weights = {
         PREFIX + name: _cast(tensor, recipe.output.dtype)
         for name, tensor in _adapter_weights(model).items()
@@ -50,26 +62,47 @@ def export_adapter(
     return Exported(folder, "peft", "PeftModel.from_pretrained", difference)
 
 
-def export_model(
-    model: Any,
-    tokenizer: Any,
-    recipe: CausalLmRecipe,
-    facts: TrainingFacts,
-    directory: Path,
-) -> Exported:
-    """A transformers folder with tokenizer, compared with what `from_pretrained` makes of it."""
-    folder = directory / "transformers"
+def _model(work: Work, directory: Path) -> Exported:
+    """The trained model as a transformers folder."""
+    model = work.model
     weights = {
-        name: _cast(tensor, recipe.output.dtype)
+        name: _cast(tensor, work.recipe.output.dtype)
         for name, tensor in (*model.named_parameters(), *_saved_buffers(model))
     }
+    return _write_model(work, model, weights, directory / "transformers", "transformers")
+
+
+def _merged(work: Work, directory: Path) -> Exported:
+    """The base with the adapters folded in, as a transformers folder.
+
+    A shell without weights is saved in the trained model's place: transformers would write only
+    the adapters of that, and call it quantised. A tied head that was adapted is tied no more.
+    """
+    model, dtype = work.model, work.recipe.output.dtype
+    rounded = DTYPES.get(dtype, model.dtype)
+    weights = {n: one.to("cpu", rounded).contiguous() for n, one in merged_weights(model)}
+    weights |= {name: _cast(buffer, dtype) for name, buffer in _saved_buffers(model)}
+    shell = build_without_weights(work.source, model.dtype)
+    shell.generation_config = model.generation_config
+    head = next(n for n, module in shell.named_modules() if module is shell.get_output_embeddings())
+    if f"{head}.weight" in weights:
+        shell.config = copy.deepcopy(shell.config)
+        shell.config.tie_word_embeddings = False
+        shell.config.get_text_config().tie_word_embeddings = False
+    return _write_model(work, shell, weights, directory / "merged", "merged")
+
+
+def _write_model(
+    work: Work, model: Any, weights: Mapping[str, Tensor], folder: Path, name: str
+) -> Exported:
+    """A transformers folder with tokenizer, compared with what `from_pretrained` makes of it."""
     with staged(folder) as stage:
         stage.mkdir()
         with quiet_libraries():
-            _save_model(model, tokenizer, weights, stage)
-        _write_card(stage, facts, recipe, library="transformers")
+            _save_model(model, work.tokenizer, weights, stage)
+        _write_card(stage, work.facts, work.recipe, library="transformers")
     difference = _largest_difference(weights, _read_model(folder), folder)
-    return Exported(folder, "transformers", "AutoModelForCausalLM.from_pretrained", difference)
+    return Exported(folder, name, "AutoModelForCausalLM.from_pretrained", difference)
 
 
 def _cast(tensor: Tensor, dtype: str) -> Tensor:
@@ -201,3 +234,10 @@ def _write_card(folder: Path, facts: TrainingFacts, recipe: CausalLmRecipe, libr
     rows = [f"| {name} | {value} |" for name, value in describe(facts, recipe).items()]
     lines = [*front, f"# {facts.name}", "", "Trained with acmsao.", "", "| | |", "|---|---|", *rows]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+WRITERS: Mapping[str, Callable[[Work, Path], Exported]] = {
+    "peft": _adapter,
+    "transformers": _model,
+    "merged": _merged,
+}

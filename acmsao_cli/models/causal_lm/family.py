@@ -15,7 +15,7 @@ from acmsao_cli.data.base import Example
 from acmsao_cli.models.base import Facts, home_of
 from acmsao_cli.models.causal_lm import encode
 from acmsao_cli.models.causal_lm.copying import LAYOUTS, copy_model
-from acmsao_cli.models.causal_lm.quantized import nf4_config, pack_on_meta
+from acmsao_cli.models.causal_lm.quantized import loading_config, pack_on_meta
 from acmsao_cli.models.causal_lm.source import (
     Source,
     build_without_weights,
@@ -65,13 +65,11 @@ class CausalLmFamily:
         """The model with the recipe's method applied; the tokenizer is tried before any weight."""
         assert isinstance(recipe, CausalLmRecipe)
         source = read_source(find_for(recipe))
-        packed = recipe.model.quantize == "nf4"
         if device.type == "meta":
             sketch = build_without_weights(source, dtype)
-            if packed:
-                pack_on_meta(sketch)
+            pack_on_meta(sketch, recipe.model.quantize)
             return CausalLmTrainee(recipe, source, sketch)
-        quantization = nf4_config(dtype) if packed else None
+        quantization = loading_config(recipe.model.quantize, dtype)
         load_tokenizer(source.located)
         if longest(recipe, source.config) < recipe.data.max_length:
             logger.warning("%s", _too_long(recipe, source))

@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import ModelError
-from acmsao_cli.models.causal_lm.quantized import keep_layout
 from acmsao_cli.models.locate import Located, locate, read_json, weight_files
+from acmsao_cli.models.packed import keep_layout
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import Header, read_header
 

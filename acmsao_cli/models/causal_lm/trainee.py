@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import masking_utils
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
+from acmsao_cli.config.rules import formats_of
 from acmsao_cli.config.sections import Lora
 from acmsao_cli.data.base import Example
 from acmsao_cli.data.randomness import Draw
@@ -27,7 +28,7 @@ from acmsao_cli.models.base import (
 )
 from acmsao_cli.models.causal_lm import encode as encoding
 from acmsao_cli.models.causal_lm.closed_form import activation_bytes
-from acmsao_cli.models.causal_lm.export import export_adapter, export_model
+from acmsao_cli.models.causal_lm.export import WRITERS, Work
 from acmsao_cli.models.causal_lm.head import positions_at_once, summed_loss
 from acmsao_cli.models.causal_lm.sample import answers
 from acmsao_cli.models.causal_lm.source import Source, load_tokenizer, longest
@@ -130,10 +131,9 @@ class CausalLmTrainee:
         return answers(self.model, self.tokenizer, wanted.prompts, wanted.max_new_tokens)
 
     def export(self, directory: Path, facts: TrainingFacts) -> list[Exported]:
-        """A PEFT adapter, or a transformers folder. Raises OutputError."""
-        if isinstance(self.recipe.method, Lora):
-            return [export_adapter(self.model, self.source, self.recipe, facts, directory)]
-        return [export_model(self.model, self.tokenizer, self.recipe, facts, directory)]
+        """The recipe's formats: PEFT adapter, transformers folder. Raises OutputError."""
+        work = Work(self.recipe, self.model, self.tokenizer, self.source, facts)
+        return [WRITERS[name](work, directory) for name in formats_of(self.recipe)]
 
 
 def _apply(recipe: CausalLmRecipe, model: Any) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from acmsao_cli.config.rules import FORMATS_OF_METHODS
+from acmsao_cli.config.rules import formats_of
 from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
 from acmsao_cli.models.base import Exported, TrainingFacts
 from acmsao_cli.models.dtypes import DTYPES
 from acmsao_cli.models.lora import adapted_layers
+from acmsao_cli.models.merging import merged_weights
 from acmsao_cli.models.safetensors_writer import entry, write_safetensors
-from acmsao_cli.models.sdxl.components import CLASSES, Components, Prediction
+from acmsao_cli.models.sdxl.components import CLASSES, TEXT_ENCODERS, Components, Prediction
 from acmsao_cli.models.sdxl.folder import write_folder
 from acmsao_cli.models.sdxl.kohya import effective_alpha, kohya_weights
 from acmsao_cli.models.sdxl.metadata import (
@@ -31,8 +33,11 @@ from acmsao_cli.models.sdxl.verify import (
     check_lora_in_diffusers,
     check_single_file,
     check_tensors,
+    empty_network,
 )
 from acmsao_cli.writing import staged
+
+MERGEABLE = ("unet", *TEXT_ENCODERS)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,7 @@ def export_all(work: Work, directory: Path) -> list[Exported]:
 
     Raises OutputError where it does not come back as it was trained.
     """
-    recipe = work.recipe
-    formats = recipe.output.formats or FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
-    return [WRITERS[name](work, directory) for name in formats]
+    return [WRITERS[name](work, directory) for name in formats_of(work.recipe)]
 
 
 def _kohya(work: Work, directory: Path) -> Exported:
@@ -142,8 +145,28 @@ def _folder(work: Work, directory: Path) -> Exported:
     return Exported(path, "diffusers", "diffusers", error)
 
 
+def _merged(work: Work, directory: Path) -> Exported:
+    """The base with the adapters folded in, in the original layout."""
+    path = directory / f"{work.facts.name}-merged.safetensors"
+    dtype = work.dtype(work.parts.unet.dtype)
+    networks: dict[str, Any] = {part: _dense(work.parts, part, dtype) for part in MERGEABLE}
+    whole = replace(work, parts=replace(work.parts, **networks))
+    return replace(_write_single_file(whole, path), format="merged")
+
+
+def _dense(parts: Components, component: str, dtype: torch.dtype) -> nn.Module:
+    """A component on the CPU with nothing packed and no adapters, rounded to `dtype` once."""
+    dense = empty_network(parts, component)
+    weights = {name: one.to("cpu", dtype) for name, one in merged_weights(parts.module(component))}
+    dense.load_state_dict(weights, strict=True, assign=True)
+    return dense
+
+
 def _single_file(work: Work, directory: Path) -> Exported:
-    path = directory / f"{work.facts.name}.safetensors"
+    return _write_single_file(work, directory / f"{work.facts.name}.safetensors")
+
+
+def _write_single_file(work: Work, path: Path) -> Exported:
     dtypes = work.component_dtypes()
     metadata = _described(work, ORIGINAL_LAYOUT) if work.recipe.output.metadata else {}
     write_single_file(work.parts, path, dtypes, metadata)
@@ -161,4 +184,5 @@ WRITERS: Mapping[str, Callable[[Work, Path], Exported]] = {
     "peft": _peft,
     "diffusers": _folder,
     "single-file": _single_file,
+    "merged": _merged,
 }

@@ -59,7 +59,8 @@ class SdxlFamily:
         check_recipe(recipe, source)
         prediction = prediction_for(recipe, source)
         trained = ("unet", *TEXT_ENCODERS) if recipe.method.text_encoders else ("unet",)
-        parts = open_parts(source, home_of(recipe, device), dtype, prediction, trained)
+        home, quantize = home_of(recipe, device), recipe.model.quantize
+        parts = open_parts(source, home, dtype, prediction, trained, quantize)
         tables = diffusion(parts.scheduler, prediction, recipe.loss.min_snr_gamma, device)
         return SdxlTrainee(recipe, parts, tables, device, dtype)
 

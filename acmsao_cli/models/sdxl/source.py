@@ -20,8 +20,11 @@ from acmsao_cli.models.sdxl.components import (
     empty_component,
 )
 from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource, patterns_of_halves
+from acmsao_cli.models.sdxl.quantized import Quantize, check_loads, pack_unet
 from acmsao_cli.models.sdxl.settings import INDEX, Settings
 from acmsao_cli.models.sdxl.single_file import SingleFileSource
+
+CPU = torch.device("cpu")
 
 
 class Source(Protocol):
@@ -78,12 +81,16 @@ def open_parts(
     dtype: torch.dtype,
     prediction: Prediction,
     on_device: Sequence[str] = (),
+    quantize: Quantize = "none",
 ) -> Components:
     """Every part of the pipeline, the `on_device` ones on `device` and the rest on the CPU.
 
-    On the meta device no weights are read. The VAE is fp32: in half precision SDXL's overflows.
+    On the meta device no weights are read. The VAE is fp32: in half precision SDXL's overflows. A
+    UNet that is packed is read to the CPU, so it is never whole and dense on `device`.
     """
     settings = source.settings
+    if device.type != "meta":
+        check_loads(quantize)
     scheduler: Config = {**settings.scheduler, "prediction_type": prediction}
     modules = {}
     for component in CLASSES:
@@ -91,8 +98,12 @@ def open_parts(
         if device.type == "meta":
             modules[component] = _without_weights(source, component, cast)
         else:
-            home = device if component in on_device else torch.device("cpu")
-            modules[component] = source.read(component, home, cast)
+            home = device if component in on_device else CPU
+            packs = component == "unet" and quantize != "none"
+            modules[component] = source.read(component, CPU if packs else home, cast)
+    if quantize != "none":
+        pack_unet(modules["unet"], quantize, device, dtype)
+        modules["unet"].to(device)
     return Components(
         **modules,
         tokenizer=settings.tokenizer,

@@ -105,6 +105,13 @@ def scale_error(trained: float, loaded: float) -> float:
     return 0.0 if math.isclose(trained, loaded, rel_tol=1e-6) else abs(trained - loaded)
 
 
+def empty_network(parts: Components, component: str) -> nn.Module:
+    """A network like one of `parts`, dense and without adapters, on the meta device."""
+    config = parts.config(component)
+    plain = config.to_dict() if component in TEXT_ENCODERS else dict(config)
+    return empty_component(component, plain, Path(component))
+
+
 def hollow(parts: Components) -> Components:
     """The same networks with one number for each weight tensor, seen in its full shape.
 
@@ -112,9 +119,7 @@ def hollow(parts: Components) -> Components:
     """
     modules: dict[str, nn.Module] = {}
     for component in CLASSES:
-        config = parts.config(component)
-        plain = config.to_dict() if component in TEXT_ENCODERS else dict(config)
-        modules[component] = empty_component(component, plain, Path(component))
+        modules[component] = empty_network(parts, component)
         for name, parameter in list(modules[component].named_parameters()):
             owner, _, last = name.rpartition(".")
             flat = torch.zeros(1).expand(parameter.shape)
