@@ -12,13 +12,15 @@ from acmsao_cli.engine.events import Finished, Started
 from acmsao_cli.engine.report import human_bytes, human_count, joined
 
 if TYPE_CHECKING:
-    from acmsao_cli.config.recipe import Recipe, RunConfig
+    from acmsao_cli.config.recipe import Recipe
     from acmsao_cli.engine.folder import Place
+    from acmsao_cli.memory.choose import Decided
     from acmsao_cli.memory.planner import MemoryPlan
 
 
-def describe_start(config: RunConfig, place: Place, made: MemoryPlan, num_examples: int) -> Started:
+def describe_start(decided: Decided, place: Place, num_examples: int) -> Started:
     """The run as the user should recognise it before the first weight is loaded."""
+    config, made = decided.config, decided.plan
     recipe = config.recipe
     facts = {
         "model": model_words(made),
@@ -31,6 +33,8 @@ def describe_start(config: RunConfig, place: Place, made: MemoryPlan, num_exampl
     }
     if config.preset:
         facts["preset"] = config.preset
+    if decided.settings:
+        facts["decided"] = decided_words(decided)
     return Started(
         name=config.name,
         folder=place.folder.path,
@@ -95,6 +99,13 @@ def training_words(recipe: Recipe) -> str:
 def memory_words(made: MemoryPlan) -> str:
     """The predicted peak and its parts."""
     return f"{human_bytes(made.peak_bytes)} predicted ({sizes_words(made.by_category)})"
+
+
+def decided_words(decided: Decided) -> str:
+    """What open settings became, and why."""
+    from acmsao_cli.memory.choose import words_of
+
+    return f"{words_of(decided.settings)}: {decided.why}"
 
 
 def sizes_words(sizes: Mapping[str, int]) -> str:

@@ -85,7 +85,8 @@ def event(decided: Decided) -> dict[str, Any]:
         "card": made.card.name if made.card else None,
         "dtype": str(made.dtype).removeprefix("torch."),
         "trained_parameters": made.trained_parameters,
-        "decided": list(decided.reasons),
+        "decided": dict(decided.settings),
+        "why": decided.why,
         "by_category": dict(made.by_category),
         "peak_bytes": made.peak_bytes,
         "needed_bytes": made.needed_bytes,
@@ -104,7 +105,13 @@ def event(decided: Decided) -> dict[str, Any]:
 
 def rows(decided: Decided) -> Iterator[tuple[str, str]]:
     """The plan for people."""
-    from acmsao_cli.cli.describe import method_words, model_words, optimizer_words, sizes_words
+    from acmsao_cli.cli.describe import (
+        decided_words,
+        method_words,
+        model_words,
+        optimizer_words,
+        sizes_words,
+    )
     from acmsao_cli.engine.report import human_bytes
     from acmsao_cli.memory.fit import bounds
 
@@ -112,8 +119,8 @@ def rows(decided: Decided) -> Iterator[tuple[str, str]]:
     yield "model", model_words(made)
     yield "method", method_words(recipe, made)
     yield "optimizer", optimizer_words(recipe)
-    for reason in decided.reasons:
-        yield "decided", reason
+    if decided.settings:
+        yield "decided", decided_words(decided)
     for name, size in made.by_category.items():
         if size:
             yield name, human_bytes(size)

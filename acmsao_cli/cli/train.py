@@ -149,12 +149,9 @@ def decided(config: RunConfig, num_examples: int) -> Decided:
 def announce(planned: Decided, place: Place, num_examples: int, listener: Listener) -> Started:
     """Say what is about to be done, and what was decided. Raises DoesNotFitError."""
     from acmsao_cli.cli.describe import describe_start
-    from acmsao_cli.engine.events import Notice
     from acmsao_cli.memory.advise import require_fit
 
-    start = describe_start(planned.config, place, planned.plan, num_examples)
+    start = describe_start(planned, place, num_examples)
     listener(start)
-    for reason in planned.reasons:
-        listener(Notice(f"decided: {reason}"))
     require_fit(planned.plan, planned.config)
     return start

@@ -118,9 +118,8 @@ def streamed_blocks_are_stepped_during_backward(recipe: Recipe) -> Iterator[Brok
     if streams and recipe.model.quantize == "int8":
         yield Broken(
             ("memory.resident_blocks", "model.quantize"),
-            "`memory.resident_blocks` cannot send int8 weights away: bitsandbytes keeps them beside "
-            "their scales",
-            "set model.quantize=nf4, which is smaller still, or leave memory.resident_blocks at all",
+            "`memory.resident_blocks` cannot send int8 weights away, which bitsandbytes holds too",
+            "set model.quantize=nf4, which is smaller still, or memory.resident_blocks=all",
         )
 
 

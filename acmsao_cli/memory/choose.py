@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,7 @@ from acmsao_cli.config.auto import (
     open_keys,
     with_values,
 )
-from acmsao_cli.config.parts import AUTO
+from acmsao_cli.config.parts import AUTO, spoken
 from acmsao_cli.config.recipe import Origin, Recipe, RunConfig
 from acmsao_cli.engine.compose import pipeline_of
 from acmsao_cli.engine.report import human_bytes
@@ -33,11 +34,12 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Decided:
-    """A run with nothing open, its plan, and why each setting became what it is."""
+    """A run with nothing open, its plan, and what each open setting became and why."""
 
     config: RunConfig
     plan: MemoryPlan
-    reasons: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
 
 
 def decide(config: RunConfig, card: Card | None = None) -> Decided:
@@ -45,14 +47,12 @@ def decide(config: RunConfig, card: Card | None = None) -> Decided:
 
     Where nothing fits the smallest is chosen, for `require_fit` to refuse.
     """
-    keys = open_keys(config.recipe)
-    if not keys:
+    recipe = config.recipe
+    if not open_keys(recipe):
         return Decided(config, plan(config, card))
-    bound = least_bound(config.recipe, card)
+    bound = least_bound(recipe, card)
     if bound is None:
-        chosen = next(candidates(config.recipe))
-        made = plan(_with(config, chosen, "nothing bounds the run"), card)
-        return _decided(config, chosen, made, "nothing bounds the run")
+        return _decided(config, card, next(candidates(recipe)), "nothing bounds the run")
     return _search(config, card, bound)
 
 
@@ -79,56 +79,58 @@ def _composes(recipe: Recipe, storage: str) -> bool:
 
 
 def _search(config: RunConfig, card: Card | None, bound: float) -> Decided:
-    recipe, why = config.recipe, f"the best that fits {human_bytes(bound)}"
-    estimates = Estimates(recipe, card)
-    chosen: Settings = {}
+    recipe, estimates = config.recipe, Estimates(config.recipe, card)
+    why, chosen = f"the best that fits {human_bytes(bound)}", Settings()
+    passed: tuple[Settings, int] | None = None
     for chosen in candidates(recipe):
-        if estimates.needed_bytes(with_values(recipe, chosen)) > bound:
-            continue
-        made = plan(_with(config, chosen, why), card)
-        if made.needed_bytes <= bound:
-            return _decided(config, chosen, made, why)
+        needed = estimates.needed_bytes(with_values(recipe, chosen))
+        if needed <= bound:
+            found = _decided(config, card, chosen, _beside(why, chosen, passed))
+            needed = found.plan.needed_bytes
+            if needed <= bound:
+                return found
+        passed = chosen, needed
     if recipe.memory.resident_blocks == AUTO and estimates.block_bytes and can_stream(recipe):
         return _stream(config, card, bound, chosen, estimates)
-    made = plan(_with(config, chosen, "the smallest"), card)
-    return _decided(config, chosen, made, "the smallest")
+    return _decided(config, card, chosen, "the smallest there is")
+
+
+def _beside(why: str, chosen: Settings, passed: tuple[Settings, int] | None) -> str:
+    """Why, with what the next better settings would have needed."""
+    if passed is None:
+        return why
+    better, needed = passed
+    others = {key: value for key, value in better.items() if chosen[key] != value}
+    return f"{why}; {words_of(others)} would need {human_bytes(needed)}"
 
 
 def _stream(
     config: RunConfig, card: Card | None, bound: float, smallest: Settings, estimates: Estimates
 ) -> Decided:
     """As many blocks as fit stay; activations go too where not even none of them fits."""
-    why = f"as many as fit {human_bytes(bound)}"
-    without = {key: value for key, value in smallest.items() if key != OFFLOADING}
-    kept = {**without, OFFLOADING: False} if OFFLOADING in smallest else without
+    why = f"as many blocks stay as fit {human_bytes(bound)}"
+    kept = {key: False if key == OFFLOADING else value for key, value in smallest.items()}
     count = estimates.most_resident(with_values(config.recipe, kept), bound)
-    each = max(sum(estimates.block_bytes) // len(estimates.block_bytes), 1)
-    for settings in dict.fromkeys((_frozen(kept), _frozen(smallest))):
+    each = max(sum(estimates.block_bytes) / len(estimates.block_bytes), 1)
+    for settings in (kept, smallest):
         while True:
-            chosen = {**dict(settings), BLOCKS: count}
-            made = plan(_with(config, chosen, why), card)
-            if made.needed_bytes <= bound:
-                return _decided(config, chosen, made, why)
+            found = _decided(config, card, {**settings, BLOCKS: count}, why)
+            over = found.plan.needed_bytes - bound
+            if over <= 0:
+                return found
             if count == 0:
                 break
-            count = max(0, count - max(1, round((made.needed_bytes - bound) / each + 0.5)))
-    return _decided(config, chosen, made, "the smallest")
+            count = max(0, count - math.ceil(over / each))
+    return replace(found, why="the smallest there is")
 
 
-def _frozen(settings: Settings) -> tuple[tuple[str, Any], ...]:
-    return tuple(settings.items())
-
-
-def _with(config: RunConfig, chosen: Settings, why: str) -> RunConfig:
+def _decided(config: RunConfig, card: Card | None, chosen: Settings, why: str) -> Decided:
     origins = {key: Origin("planned", why) for key in chosen}
     recipe = with_values(config.recipe, chosen)
-    return replace(config, recipe=recipe, origins=config.origins | origins)
+    changed = replace(config, recipe=recipe, origins=config.origins | origins)
+    return Decided(changed, plan(changed, card), chosen, why)
 
 
-def _decided(config: RunConfig, chosen: Settings, made: MemoryPlan, why: str) -> Decided:
-    words = tuple(f"{key}={_word(value)}: {why}" for key, value in chosen.items())
-    return Decided(_with(config, chosen, why), made, words)
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def words_of(settings: Mapping[str, Any]) -> str:
+    """Settings as they stand on a command line, by their last names."""
+    return ", ".join(f"{key.rpartition('.')[2]}={spoken(value)}" for key, value in settings.items())

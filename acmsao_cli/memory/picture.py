@@ -15,6 +15,7 @@ from acmsao_cli.writing import write_whole
 # Columns of the picture; each shows the highest moment of its part of the step.
 COLUMNS: Final = 1200
 COLOURS: Final = {
+    CONTEXT: "#b9b9b9",
     "weights": "#33577f",
     "optimizer": "#6f94bd",
     "gradients": "#c3553a",
@@ -22,7 +23,6 @@ COLOURS: Final = {
     "activations": "#d9a441",
     "loss head": "#7d9a4f",
     "batch": "#9a8fb0",
-    CONTEXT: "#b9b9b9",
 }
 GIB: Final = 2**30
 

@@ -132,7 +132,8 @@ class StorageTracer(TorchDispatchMode):
         self._resize(key, size)
 
     def _forget(self, key: int) -> None:
-        self._resize(key, 0)
+        if self in self._tracing:  # what dies later is no part of what was traced
+            self._resize(key, 0)
         del self._live[key]
 
     def _resize(self, key: int, size: int) -> None:

@@ -65,7 +65,7 @@ def test_freed_tensors_are_given_back_while_the_steps_are_measured() -> None:
     """By itself glibc keeps what is freed below its threshold, which grows to 32 MiB."""
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("not glibc")
-    size, pin = 8 * 2**20, []
+    size, pin = 16 * 2**20, []
     malloc.give_back_at_once()
     try:
         before = resident_bytes()
