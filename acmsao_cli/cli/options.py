@@ -11,7 +11,9 @@ RecipeArgument = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", metavar="NAME", help="16gb, 24gb, 80gb, cpu, or a path."),
+    typer.Option(
+        "--preset", "-p", metavar="NAME", help="8gb, 16gb, 24gb, 80gb, cpu, none, or a path."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

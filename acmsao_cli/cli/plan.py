@@ -10,7 +10,6 @@ import typer
 
 from acmsao_cli.cli.console import print_json, print_table, print_text
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
-from acmsao_cli.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
@@ -34,16 +33,17 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Say what memory RECIPE will take, and what would make it fit."""
-    from acmsao_cli.config.layers import Request, resolve
-
-    config = resolve(Request(recipe, preset, tuple(settings or ())))
-    quiet_libraries()
-    from acmsao_cli.engine.compose import require_composed
-    from acmsao_cli.memory import advise
-    from acmsao_cli.memory.cards import card_named
-    from acmsao_cli.memory.choose import decide
+    from acmsao_cli.cli.resolved import preset_for, resolved
+    from acmsao_cli.memory.cards import GIB, card_named
 
     chosen = None if card is None else card_named(card)
+    if chosen is not None and preset is None:
+        preset = preset_for(int(chosen.gib * GIB))
+    config = resolved(recipe, preset, settings)
+    from acmsao_cli.engine.compose import require_composed
+    from acmsao_cli.memory import advise
+    from acmsao_cli.memory.choose import decide
+
     require_composed(config, trained_here=chosen is None)
     decided = decide(config, chosen or card_of_budget(config))
     if json:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
-from acmsao_cli.cli.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
@@ -43,10 +42,9 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Train a model as RECIPE says."""
-    from acmsao_cli.config.layers import Request, resolve
+    from acmsao_cli.cli.resolved import resolved
 
-    config = resolve(Request(recipe, preset, tuple(settings or ())))
-    quiet_libraries()
+    config = resolved(recipe, preset, settings)
     from acmsao_cli.engine.compose import require_composed
 
     require_composed(config)

@@ -25,6 +25,8 @@ from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
 
 PATHS = ("model.source", "model.config", "data.source")
+# Asks for no preset, where one would be chosen.
+NO_PRESET = "none"
 SETTING = re.compile(r"\w+(?:\.\w+)*")
 COMMENT = re.compile(r"(?:^|\s)#")
 QUOTES = ("'", '"', "[", "{")
@@ -32,7 +34,10 @@ QUOTES = ("'", '"', "[", "{")
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, nothing looked up: names or paths, and `key=value` settings."""
+    """What was asked for, nothing looked up: names or paths, and `key=value` settings.
+
+    The preset `none` is none.
+    """
 
     recipe: str
     preset: str | None = None
@@ -154,7 +159,7 @@ def preset_layers(
 
     The rule is the one that is written over the preset, if one is.
     """
-    if request is None:
+    if request in (None, NO_PRESET):
         return []
     located = locate("preset", request)
     preset = load_preset(located)
@@ -164,7 +169,7 @@ def preset_layers(
 
 
 def _preset_name(request: str | None) -> str | None:
-    return None if request is None else locate("preset", request).name
+    return None if request in (None, NO_PRESET) else locate("preset", request).name
 
 
 def overlay(

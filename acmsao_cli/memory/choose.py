@@ -84,7 +84,7 @@ def _search(config: RunConfig, card: Card | None, bound: float) -> Decided:
     passed: tuple[Settings, int] | None = None
     for chosen in candidates(recipe):
         needed = estimates.needed_bytes(with_values(recipe, chosen))
-        if needed <= bound:
+        if needed <= bound or estimates.is_small:
             found = _decided(config, card, chosen, _beside(why, chosen, passed))
             needed = found.plan.needed_bytes
             if needed <= bound:

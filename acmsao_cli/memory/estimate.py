@@ -33,6 +33,9 @@ from acmsao_cli.optim.accounting import Placed, placed_bytes
 SLACK: float = 1.01
 WORKSPACE_BYTES: int = 64 << 20
 
+# Models with less than this are traced for every setting.
+SMALL_BYTES: int = 128 << 20
+
 
 @dataclass(eq=False)
 class Estimates:
@@ -62,6 +65,11 @@ class Estimates:
         ]
         self._state: dict[str, Placed] = {}
 
+    @property
+    def is_small(self) -> bool:
+        """Whether so little is at stake that a trace is as quick, and the forms are rough."""
+        return self._weights < SMALL_BYTES
+
     def state(self, recipe: Recipe) -> Placed:
         """Bytes of the optimizer's state."""
         key = str(recipe.optimizer.storage)
@@ -87,7 +95,8 @@ class Estimates:
         )
         # Full gradients come while activations go; at the end there are no activations.
         high = max(activations, gradients) if full else activations + gradients
-        tensors = self._weights - away + state + high + WORKSPACE_BYTES
+        workspace = min(WORKSPACE_BYTES, 8 * max(self._trained))
+        tensors = self._weights - away + state + high + workspace
         return int(SLACK * tensors) + self._context
 
     def streamed_bytes(self, resident: int) -> int:

@@ -34,7 +34,8 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
     ends = 4 * tokens * hidden * size
     chunk = min(trainee.at_once or tokens, tokens)
     trained_head = vocabulary * hidden * size if full else 0
-    head = chunk * vocabulary * 2 * size + trained_head + 8 * SLICE_ENTRIES
+    logits = chunk * vocabulary
+    head = logits * 2 * size + trained_head + 8 * min(SLICE_ENTRIES, logits)
     kept = len(blocks) * (entry if checkpointed else layer)
     if offloaded:
         kept = 2 * entry
