@@ -90,16 +90,16 @@ def recipes() -> str:
 
 
 def presets() -> str:
-    """The presets that are shipped, with what each decides for a full training."""
+    """The presets that are shipped, with what each says of a full training."""
     lines = []
     for file in shipped("preset"):
         preset = load_preset(file)
         wanted = resolve(Request("sdxl-full", file.name)).recipe
-        budget = f"{wanted.memory.budget_gib:g} GB" if wanted.memory.budget_gib else "none"
+        budget = f"{wanted.memory.budget_gib:g} GiB" if wanted.memory.budget_gib else "none"
+        fused = ", stepped in backward" if wanted.optimizer.fused_backward else ""
         lines.append(
             f"| `{file.name}` | {preset.about} | {budget} | "
-            f"{'yes' if wanted.training.gradient_checkpointing else 'no'} | "
-            f"{wanted.optimizer.storage}{', fused' if wanted.optimizer.fused_backward else ''} |"
+            f"{shown(wanted.training.gradient_checkpointing)} | {wanted.optimizer.storage}{fused} |"
         )
     return rows("| preset | for | budget | gradient checkpointing | full: optimizer state |", lines)
 

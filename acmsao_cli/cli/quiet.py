@@ -1,4 +1,4 @@
-"""Libraries that talk, kept from talking over the program; set before they are imported."""
+"""How libraries are set up before they are imported: quiet, and sparing with time and memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ SETTINGS = {
     "OMP_WAIT_POLICY": "passive",
 }
 
+# torch's allocator for GPUs, with ranges that grow: what the plan counts with, and less is lost
+# between tensors. A user's own configuration, under either name, stays.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+EXPANDABLE = "expandable_segments:True"
 
 LIBRARIES = (
     *("accelerate", "bitsandbytes", "datasets", "diffusers", "huggingface_hub", "peft"),
@@ -29,6 +33,8 @@ def quiet_libraries() -> None:
     """Silence what is not ours; a user's own setting of the same variable stays."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = EXPANDABLE
     warnings.filterwarnings("ignore")
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
