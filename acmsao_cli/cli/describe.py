@@ -98,7 +98,9 @@ def training_words(recipe: Recipe) -> str:
 
 def memory_words(made: MemoryPlan) -> str:
     """The predicted peak and its parts."""
-    return f"{human_bytes(made.peak_bytes)} predicted ({sizes_words(made.by_category)})"
+    there = f"{human_bytes(made.peak_bytes)} predicted ({sizes_words(made.by_category)})"
+    away = made.host["page-locked"]
+    return f"{there}, and {human_bytes(away)} page-locked in the host's memory" if away else there
 
 
 def decided_words(decided: Decided) -> str:

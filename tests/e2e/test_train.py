@@ -20,6 +20,7 @@ from acmsao_cli.engine.folder import LOCK, RunFolder
 from acmsao_cli.models.quiet import quiet_libraries
 
 FUSED = ("--set", "optimizer.fused_backward=true", "--set", "training.clip_norm=null")
+STREAMED = ("-s", "memory.resident_blocks=0", "-s", "memory.offload_activations=true")
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -159,7 +160,9 @@ def test_warnings_about_the_data_are_told(acmsao: Any, sdxl: Path, tmp_path: Pat
     assert "orphan.txt" in done.out
 
 
-@pytest.mark.parametrize("options", [(), FUSED, ("-p", "16gb", "-s", "memory.budget_gib=null")])
+@pytest.mark.parametrize(
+    "options", [(), FUSED, (*FUSED, *STREAMED), ("-p", "16gb", "-s", "memory.budget_gib=null")]
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_a_signal_stopped_goes_on_to_the_same_bits(
     acmsao: Any,
@@ -186,6 +189,32 @@ def test_a_run_that_a_signal_stopped_goes_on_to_the_same_bits(
     assert "continuing at step 3" in resumed.out
     for name, value in weights_of(Path("whole")).items():
         assert torch.equal(value, weights_of(Path("parts"))[name]), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", ["lm", "sdxl"])
+def test_streamed_weights_are_saved_sampled_and_exported_as_resident_ones(
+    acmsao: Any, family: str, method: str, request: pytest.FixtureRequest
+) -> None:
+    recipe = request.getfixturevalue(family)
+    kind = json.loads(recipe.read_text())["method"] | {"kind": method}
+    if method == "full":
+        kind.pop("rank", None)
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"method": kind}))
+    options = FUSED if method == "full" else ()
+    for name, more in (("resident", ()), ("streamed", STREAMED)):
+        done = acmsao("train", str(recipe), "-o", name, *options, *more)
+        assert done.code == 0, done.err
+    streamed = weights_of(Path("streamed"))
+    for name, value in weights_of(Path("resident")).items():
+        assert torch.equal(value, streamed[name]), name
+    files = [
+        sorted(path.relative_to(run) for path in (run / "samples").rglob("*") if path.is_file())
+        for run in (Path("resident"), Path("streamed"))
+    ]
+    assert files[0] == files[1] != []
+    for file in files[0]:
+        assert (Path("resident") / file).read_bytes() == (Path("streamed") / file).read_bytes()
 
 
 def test_json_lines_are_for_programs_and_text_is_for_people(acmsao: Any, lm: Path) -> None:
