@@ -112,6 +112,7 @@ def rows(decided: Decided) -> Iterator[tuple[str, str]]:
         optimizer_words,
         sizes_words,
     )
+    from acmsao_cli.config.auto import ALL_BLOCKS
     from acmsao_cli.engine.report import human_bytes
     from acmsao_cli.memory.fit import bounds
 
@@ -129,6 +130,8 @@ def rows(decided: Decided) -> Iterator[tuple[str, str]]:
     yield "host memory", sizes_words(made.host) or "nothing beside the program"
     yield "disk", sizes_words(made.disk)
     yield from work_rows(made)
+    if made.state_away and recipe.memory.resident_blocks == ALL_BLOCKS:
+        yield "state away", away_words(made)
     for bound in bounds(recipe, made.card):
         verdict = "fits" if made.needed_bytes <= bound.nbytes else "does not fit"
         yield "", f"{verdict}: {bound.words} {human_bytes(bound.nbytes)}"
@@ -139,6 +142,26 @@ def needed_words(made: MemoryPlan) -> str:
     if made.device.type == "cuda":
         return "with the allocator's slack"
     return "beside the program and its libraries"
+
+
+# Less than this of what a run needs is not worth two crossings a step.
+WORTHWHILE = 0.05
+
+
+def away_words(made: MemoryPlan) -> str:
+    """What optimizer state in the host's memory saves, and whether that pays."""
+    from acmsao_cli.engine.report import human_bytes
+    from acmsao_cli.memory.cards import step_times
+
+    saved = f"{human_bytes(made.state_away)} less on the device"
+    if made.state_away < WORTHWHILE * made.needed_bytes:
+        return f"{saved}: too little to be worth it, keep the storage without offloaded(...)"
+    if made.card is not None:
+        work = made.work
+        computing, moving = step_times(made.card, work.flops, work.to_device, work.from_device)
+        if moving > computing:
+            return f"{saved}, for steps that wait for the bus: a smaller storage is quicker"
+    return saved
 
 
 def work_rows(made: MemoryPlan) -> Iterator[tuple[str, str]]:

@@ -60,7 +60,8 @@ class MemoryPlan:
     """Bytes at the peak of a training step, by what they are, and what else the run takes.
 
     `by_category` is the device's; `reserved_bytes` is what the allocator takes of it, with the
-    context. `host` is the host's memory beside the program, `disk` what the run leaves there.
+    context. `host` is the host's memory beside the program, `disk` what the run leaves there;
+    `state_away` is the optimizer's state that waits in the host's memory.
     """
 
     by_category: Mapping[str, int]
@@ -73,6 +74,7 @@ class MemoryPlan:
     device: torch.device
     dtype: torch.dtype
     card: Card | None = None
+    state_away: int = 0
     events: Sequence[Event] = field(default=(), repr=False, compare=False)
 
     @property
@@ -140,6 +142,7 @@ def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
         device=device,
         dtype=dtype,
         card=card,
+        state_away=away,
         events=tracer.events,
     )
 

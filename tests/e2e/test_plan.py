@@ -35,3 +35,37 @@ def test_what_does_not_fit_ends_with_what_would(acmsao: Any) -> None:
     assert "any one of these fits:" in done.err
     assert "--set " in done.err
     assert "saves " in done.err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "storage", "words"),
+    [
+        ("llm-full", "offloaded(fp32)", "less on the device\n"),
+        (QUICKSTART, "offloaded(factored)", "too little to be worth it"),
+    ],
+)
+def test_whether_offloaded_state_pays_is_said(
+    acmsao: Any, recipe: str, storage: str, words: str
+) -> None:
+    sources = ("-s", "model.source=builtin:tiny-llm", "-s", "data.source=builtin:pirate")
+    done = acmsao("plan", recipe, *sources, "-s", f"optimizer.storage={storage}")
+    assert done.code == 0, done.err
+    assert words in done.out
+
+
+def test_a_card_is_planned_for_without_one_and_its_step_is_drawn(acmsao: Any) -> None:
+    done = acmsao("plan", QUICKSTART, "--card", "12", "--picture", "step.png")
+    assert done.code == 0, done.err
+    assert "bfloat16 on cuda" in done.out
+    assert "context" in done.out
+    assert Path("step.png").stat().st_size > 10_000
+    told = json.loads(acmsao("plan", QUICKSTART, "--card", "16gb", "--json").out)
+    assert (told["card"], told["preset"]) == ("16gb", "16gb")
+    assert told["decided"]["memory.resident_blocks"] == "all"
+    assert told["why"].startswith("the best that fits 15.20 GiB")
+
+
+def test_a_card_without_a_size_is_refused(acmsao: Any) -> None:
+    done = acmsao("plan", QUICKSTART, "--card", "large")
+    assert done.code == 2
+    assert "16gb" in done.err
