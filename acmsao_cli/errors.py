@@ -11,6 +11,7 @@ AcmsaoError                     1   unexpected fault
 ├── OutputError                 6   disk full, read-only, or an export that does not load back
 ├── DivergedError               7   loss or weights are no longer finite
 ├── DoesNotFitError             8   planned or real memory exceeds what there is
+│   └── MemoryRanOutError       8   it ran out while steps were taken
 ├── WorkerError                 9   a data worker died
 └── StoppedError            128+n   stopped by signal n after saving
 
@@ -88,6 +89,14 @@ class DoesNotFitError(AcmsaoError):
     """The run needs more memory than there is."""
 
     exit_code = 8
+
+
+class MemoryRanOutError(DoesNotFitError):
+    """Memory ran out while steps were taken; `early`: among the first ones of this process."""
+
+    def __init__(self, message: str, *, early: bool, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.early = early
 
 
 class WorkerError(AcmsaoError):

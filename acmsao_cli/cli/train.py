@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +13,12 @@ import typer
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
+    from acmsao_cli.checkpoint.store import Checkpoint
     from acmsao_cli.config.recipe import RunConfig
     from acmsao_cli.data.base import Example
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
+    from acmsao_cli.engine.signals import Stop
     from acmsao_cli.memory.choose import Decided
 
 
@@ -87,36 +90,91 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
     from acmsao_cli.checkpoint.store import open_checkpoint
-    from acmsao_cli.engine.assemble import assemble, check_continuation, restore
+    from acmsao_cli.engine.assemble import check_continuation
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
-    from acmsao_cli.engine.loop import train as train_run
-    from acmsao_cli.engine.measured import Expectation
-    from acmsao_cli.engine.report import write_recipe
     from acmsao_cli.engine.signals import stop_on_signal
     from acmsao_cli.memory.advise import out_of_memory_named
+    from acmsao_cli.memory.ladder import as_it_went_on
 
     place = choose_place(config.name, output, resume)
     with stop_on_signal() as stop, place.folder.locked(), out_of_memory_named(config.recipe):
         place = look_again(place)
-        config, examples = read_examples(config, listener)
+        asked, examples = read_examples(config, listener)
+        checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
+        config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
-        checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
         changes = check_continuation(config, examples, checkpoint) if checkpoint else []
         if place.finished and not any(change.startswith(LENGTH) for change in changes):
             listener(Notice(f"already done: {place.folder.path}"))
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
-        start = announce(planned, place, len(examples), listener)
+        announce(planned, place, len(examples), listener)
         for change in changes:
             listener(Notice(f"changed since the checkpoint: {change}"))
-        write_recipe(config, place.folder.recipe, start.facts)
+        training = Training(asked, place, examples, checkpoint, stop, listener)
+        training.down_the_ladder(planned)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, where, and from which checkpoint: all but the settings that may change."""
+
+    asked: RunConfig
+    place: Place
+    examples: tuple[Example, ...]
+    checkpoint: Checkpoint | None
+    stop: Stop
+    listener: Listener
+
+    def down_the_ladder(self, planned: Decided) -> None:
+        """Train; where memory runs out in the first steps, begin again with a setting changed."""
+        from acmsao_cli.engine.events import Notice
+        from acmsao_cli.engine.out_of_memory import let_go
+        from acmsao_cli.errors import DoesNotFitError
+        from acmsao_cli.memory.advise import advice
+        from acmsao_cli.memory.choose import decide
+        from acmsao_cli.memory.ladder import climbed, next_rung, words_of
+
+        first = planned
+        while failure := self.attempt(planned, sample_first=planned is first):
+            let_go()
+            config = planned.config
+            recipe, on_gpu = config.recipe, planned.plan.device.type == "cuda"
+            continued = self.checkpoint is not None
+            rung = next_rung(config, planned.plan.num_blocks, on_gpu=on_gpu, continued=continued)
+            if rung is None:
+                raise DoesNotFitError(failure, hint=advice(recipe))
+            self.stop.begin_again()
+            self.listener(Notice(f"{failure}; beginning again with {words_of(recipe, rung)}"))
+            planned = decide(climbed(self.asked, config, rung, failure))
+
+    def attempt(self, planned: Decided, *, sample_first: bool) -> str | None:
+        """Train as planned; returns what happened if memory ran out in the first steps."""
+        from acmsao_cli.cli.describe import describe_start
+        from acmsao_cli.engine.assemble import assemble, restore
+        from acmsao_cli.engine.loop import train as train_run
+        from acmsao_cli.engine.measured import Expectation
+        from acmsao_cli.engine.report import write_recipe
+        from acmsao_cli.errors import DoesNotFitError, MemoryRanOutError
+        from acmsao_cli.memory.advise import advice
+
+        config, folder = planned.config, self.place.folder
+        start = describe_start(planned, self.place, len(self.examples))
+        write_recipe(config, folder.recipe, start.facts)
         expectation = Expectation(start.predicted_bytes)
-        prepared = assemble(config, examples, listener)
-        if checkpoint:
-            restore(prepared, checkpoint, listener)
-        train_run(prepared, place.folder, stop, listener, expectation)
+        prepared = assemble(config, self.examples, self.listener)
+        if self.checkpoint:
+            restore(prepared, self.checkpoint, self.listener)
+        try:
+            train_run(prepared, folder, self.stop, self.listener, expectation, sample_first)
+        except MemoryRanOutError as error:
+            if error.early:
+                return error.message
+            again = f"the same command goes on from there; {advice(config.recipe)}"
+            raise DoesNotFitError(error.message, hint=again) from None
+        return None
 
 
 def read_examples(config: RunConfig, listener: Listener) -> tuple[RunConfig, tuple[Example, ...]]:

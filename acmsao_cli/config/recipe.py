@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
@@ -19,9 +20,9 @@ FAMILIES: dict[str, type[SdxlRecipe] | type[CausalLmRecipe]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from: `layer` is default, preset, recipe or set.
+    """Where a value came from: one of LAYERS.
 
-    `place` is a file and line, or the argument; empty for a default.
+    `place` is a file and line, the argument, or why it was decided so; empty for a default.
     """
 
     layer: str
@@ -34,7 +35,11 @@ class Origin:
 
 
 DEFAULT = Origin("default")
-LAYERS = ("default", "preset", "recipe", "set")  # the later wins
+# The later wins. `found` (by looking at the data) and `planned` decide only what is left open,
+# and `ladder` is what a run was changed to when its memory ran out.
+LAYERS = ("default", "preset", "found", "planned", "recipe", "set", "ladder")
+# What a person said of this very run.
+SAID = ("recipe", "set")
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,15 @@ class RunConfig:
 
     `origins` maps dotted paths of leaves ("optimizer.lr") to their origin. `name` is the recipe's
     name, used for the run folder; `preset` is the preset's name, if one was chosen. Relative paths
-    inside `recipe` (model.source, data.source) are already absolute.
+    inside `recipe` (model.source, data.source) are already absolute. `before` holds the values, by
+    dotted path, that running out of memory replaced.
     """
 
     name: str
     recipe: Recipe
     origins: dict[str, Origin]
     preset: str | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they would stand in a YAML file."""

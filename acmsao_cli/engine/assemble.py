@@ -86,6 +86,7 @@ class Run:
         files = {WEIGHTS: weights, OPTIMIZER: optimizer.state_tensors()}
         header = {
             "recipe": self.config.as_dict(),
+            "before": dict(self.config.before),
             "optimizer": optimizer.state_header(),
             "progress": self.progress.as_dict(),
             "data": fingerprint(self.examples),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.measured import Expectation, Watch, forget_peak, peak_memory
+from acmsao_cli.engine.out_of_memory import EARLY_STEPS, let_go, ran_out
 from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to
 from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
 from acmsao_cli.engine.signals import Stop
 from acmsao_cli.engine.step import StepResult, training_step
-from acmsao_cli.errors import DivergedError, StoppedError
+from acmsao_cli.errors import DivergedError, MemoryRanOutError, StoppedError
 from acmsao_cli.models.base import Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
 from acmsao_cli.writing import writing
@@ -31,20 +33,41 @@ def train(
     stop: Stop,
     listener: Listener,
     expectation: Expectation | None = None,
+    sample_first: bool = True,
 ) -> dict[str, Any]:
     """Bring `run` to its last step and write what it leaves. Returns the summary.
 
-    With an `expectation`, the memory of the first two steps is held against it.
+    With an `expectation`, the memory of the first two steps is held against it. `sample_first` is
+    False if samples of the untrained model have been drawn by this process. Raises
+    MemoryRanOutError, with what was reached saved if it was more than the first steps.
     """
     started = time.monotonic()
     store = CheckpointStore(folder.checkpoints, run.config.recipe.checkpoint.keep)
     folder.reopen()
     store.remove_leftovers()
     metrics = MetricsFile(folder.metrics, run.step)
-    if run.step == 0:
+    if run.step == 0 and sample_first:
         draw_samples(run, folder, listener)
     watch = Watch(run, expectation, listener)
     stop.stepping = True
+    reason = ran_out(partial(take_steps, run, folder, store, metrics, stop, listener, watch))
+    if reason is not None:
+        raise out_of_memory(reason, run, store, metrics, watch, listener)
+    stop.stepping = False
+    store.discard_after(run.step)  # a run that went back to its end saves nothing anew
+    return finish(run, folder, metrics, time.monotonic() - started, listener)
+
+
+def take_steps(
+    run: Run,
+    folder: RunFolder,
+    store: CheckpointStore,
+    metrics: MetricsFile,
+    stop: Stop,
+    listener: Listener,
+    watch: Watch,
+) -> None:
+    """Every step that is left, with the checkpoints and samples between them."""
     while run.step < run.total_steps:
         metrics.append(advance(run, folder, listener, watch))
         stopping, last = stop.number, run.step == run.total_steps
@@ -55,9 +78,29 @@ def train(
         every = run.config.recipe.samples.every
         if every and run.step % every == 0 and not last:
             draw_samples(run, folder, listener)
-    stop.stepping = False
-    store.discard_after(run.step)  # a run that went back to its end saves nothing anew
-    return finish(run, folder, metrics, time.monotonic() - started, listener)
+
+
+def out_of_memory(
+    reason: str,
+    run: Run,
+    store: CheckpointStore,
+    metrics: MetricsFile,
+    watch: Watch,
+    listener: Listener,
+) -> MemoryRanOutError:
+    """The error of memory that ran out; what was reached is saved, if that is worth it."""
+    message = f"out of memory in step {run.step + 1}: {reason}"
+    if watch.steps_taken < EARLY_STEPS:
+        return MemoryRanOutError(message, early=True)
+    run.core.optimizer.zero_grad(set_to_none=True)
+    let_go()
+    if run.core.whole.now and run.step not in store.steps():
+        save(run, store, metrics, listener)
+    last = max(store.steps(), default=None)
+    if not run.core.whole.now:
+        message += "; it was half applied, so nothing new is saved"
+    kept = "no checkpoint was made" if last is None else f"the last checkpoint is at step {last}"
+    return MemoryRanOutError(f"{message}; {kept}", early=False)
 
 
 def advance(
@@ -89,6 +132,7 @@ def advance(
     if norm is not None and first_norm is not None:
         noise = noise.after(first_norm, norm, batches[0].weight / units, examples)
     run.progress = progress.after(recipe.training, norm, noise, examples)
+    run.core.whole.now = True
     done = StepDone(
         step=run.step,
         total_steps=run.total_steps,

@@ -174,11 +174,16 @@ class Watch:
             malloc.give_back_at_once()
         self.resets = forget_peak(self.device)
 
+    @property
+    def steps_taken(self) -> int:
+        """Steps that this process has taken."""
+        return len(self.seconds)
+
     def after(self, done: StepDone, batches: Sequence[Batch]) -> Mapping[str, Any]:
         """Look at what is so after a step; returns what its line of metrics holds besides."""
         self.seconds.append(done.seconds / done.accumulation)
         self.look_for_spilling()
-        taken = len(self.seconds)
+        taken = self.steps_taken
         last = done.step == done.total_steps and taken < COMPARED_STEP
         if taken != COMPARED_STEP and not last:
             return {}

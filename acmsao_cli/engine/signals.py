@@ -47,6 +47,12 @@ class Stop:
         if not self.stepping:
             raise Interrupted(number)
 
+    def begin_again(self) -> None:
+        """No steps are taken until the run is assembled anew; a signal that came is heeded now."""
+        self.stepping = False
+        if self.number is not None:
+            raise Interrupted(self.number)
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:

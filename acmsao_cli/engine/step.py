@@ -27,6 +27,7 @@ from acmsao_cli.engine.backward import (
     norm_of_backward,
 )
 from acmsao_cli.engine.compose import layers_of, pipeline_of
+from acmsao_cli.engine.out_of_memory import Whole
 from acmsao_cli.engine.streaming import BlockStream, stream_blocks
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.base import Batch, Trainee
@@ -45,6 +46,7 @@ class Core:
     hook: BackwardHook = field(default_factory=BackwardHook)
     stream: BlockStream | None = None
     activations: ActivationsAtHome | None = None
+    whole: Whole = field(default_factory=Whole)
 
     def at_home(self) -> AbstractContextManager[None]:
         """Within, every weight can be read and written, wherever it computes."""
@@ -60,9 +62,15 @@ class Core:
 
     def step_parameter(self, parameter: Tensor) -> None:
         """Advance one weight now."""
+        self.whole.now = False
         self.optimizer.step_parameter(parameter)
         if self.stream is not None:
             self.stream.note_step(parameter)
+
+    def step(self) -> None:
+        """Advance every weight that has a gradient."""
+        self.whole.now = False
+        self.optimizer.step()
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,7 @@ def step_after_backward(
     if norm is not None:
         guard("gradient norm", norm)
     clip(trained(core), core.training.clip_norm, norm)
-    core.optimizer.step()
+    core.step()
     return loss, norm
 
 
@@ -235,7 +243,7 @@ def step_during_backward(
     with core.hook.doing(step_and_free):
         loss = backward()
     clip(trained(core), core.training.clip_norm, clipped_by)  # what the last backward left out
-    core.optimizer.step()
+    core.step()
     return loss, norm if norm is not None else unclipped_norm(core, previous_norm)
 
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from acmsao_cli.config.auto import BLOCKS, CHECKPOINTING, OFFLOADING, with_values
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.recipe import Recipe, RunConfig
+from acmsao_cli.engine.out_of_memory import reason_of
+from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.errors import DoesNotFitError
 from acmsao_cli.memory.cards import Card
@@ -177,14 +177,22 @@ def _line(one: Planned, made: MemoryPlan) -> str:
     return f"    {one.change}\n        saves {saved}, needs {needs}{costs}"
 
 
+def advice(recipe: Recipe) -> str:
+    """What makes such a run smaller where it runs, unplanned."""
+    found = changes(recipe)
+    if resolve_device(recipe.training.device).type != "cuda":  # nothing is gained by the host's
+        found = [one for one in found if not dict(one.settings).keys() & {BLOCKS, OFFLOADING}]
+    words = "; ".join(map(str, found))
+    return f"any of these makes it smaller: {words}" if words else "a smaller model"
+
+
 @contextmanager
 def out_of_memory_named(recipe: Recipe) -> Iterator[None]:
     """Within, real memory that ran out is a DoesNotFitError with advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = (str(error).splitlines() or ["the system has no more"])[0]
-        found = changes(recipe)
-        words = "; ".join(map(str, found))
-        hint = f"any of these makes it smaller: {words}" if found else "a smaller model"
-        raise DoesNotFitError(f"out of memory: {reason}", hint=hint) from None
+    except (RuntimeError, MemoryError) as error:
+        reason = reason_of(error)
+        if reason is None:
+            raise
+        raise DoesNotFitError(f"out of memory: {reason}", hint=advice(recipe)) from None

@@ -61,7 +61,8 @@ class MemoryPlan:
 
     `by_category` is the device's; `reserved_bytes` is what the allocator takes of it, with the
     context. `host` is the host's memory beside the program, `disk` what the run leaves there;
-    `state_away` is the optimizer's state that waits in the host's memory.
+    `state_away` is the optimizer's state that waits in the host's memory, `num_blocks` how many
+    blocks of the model could.
     """
 
     by_category: Mapping[str, int]
@@ -71,6 +72,7 @@ class MemoryPlan:
     work: StepWork
     trained_parameters: int
     facts: Facts
+    num_blocks: int
     device: torch.device
     dtype: torch.dtype
     card: Card | None = None
@@ -139,6 +141,7 @@ def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
         work=StepWork(tracer.flops, tracer.crossed[TO_DEVICE], tracer.crossed[FROM_DEVICE]),
         trained_parameters=sum(parameter.numel() for parameter in trained(core)),
         facts=facts,
+        num_blocks=len(trainee.blocks()),
         device=device,
         dtype=dtype,
         card=card,
