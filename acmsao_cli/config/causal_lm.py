@@ -72,6 +72,12 @@ class CausalLmMemory(MemorySection):
         description="tokens whose logits exist together; auto: as many as make 64 M logits; null: "
         "all of a micro-batch",
     )
+    slice_head: bool = Field(
+        False,
+        description="compute a fully trained head's gradient in slices of the vocabulary while "
+        "it is stepped, which takes the head's products several times more; needs "
+        "optimizer.fused_backward",
+    )
 
 
 class CausalLmRecipe(RecipeBase):

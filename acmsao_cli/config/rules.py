@@ -124,6 +124,32 @@ def streamed_blocks_are_stepped_during_backward(recipe: Recipe) -> Iterator[Brok
 
 
 @holds
+def a_sliced_head_is_stepped_at_once(recipe: Recipe) -> Iterator[Broken]:
+    """Its gradient never exists, so nothing can be added to it or measured before it is used."""
+    if not isinstance(recipe, CausalLmRecipe) or not recipe.memory.slice_head:
+        return
+    key, training = "memory.slice_head", recipe.training
+    if recipe.method.kind != "full" or not recipe.optimizer.fused_backward:
+        yield Broken(
+            (key, "optimizer.fused_backward"),
+            f"`{key}` is for a full training that steps during backward",
+            f"set optimizer.fused_backward=true, or drop {key}",
+        )
+    if training.accumulation > 1 or training.batch_schedule or training.adaptive_batch:
+        yield Broken(
+            (key, "training.accumulation", "training.batch_schedule", "training.adaptive_batch"),
+            f"`{key}` keeps no gradient of the head that a second micro-batch could add to",
+            f"set training.accumulation=1 and let it not grow, or drop {key}",
+        )
+    if training.clip_norm:
+        yield Broken(
+            (key, "training.clip_norm"),
+            f"`{key}` has no gradient of the head whose norm `training.clip_norm` could bound",
+            "set training.clip_norm=null, and optimizer.gradient_edits=[rms_clip] to bound each",
+        )
+
+
+@holds
 def clip_has_an_effect(recipe: Recipe) -> Iterator[Broken]:
     """The other ways of clipping are for gradients that never exist together."""
     training = recipe.training

@@ -32,6 +32,7 @@ from acmsao_cli.engine.streaming import BlockStream, stream_blocks
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.base import Batch, Trainee
 from acmsao_cli.optim import ComposedOptimizer, Pipeline
+from acmsao_cli.optim.in_rows import GradientInRows
 from acmsao_cli.optim.storage.policy import in_host_memory
 
 
@@ -60,10 +61,10 @@ class Core:
         """Around backward."""
         return nullcontext() if self.stream is None else self.stream.going_back()
 
-    def step_parameter(self, parameter: Tensor) -> None:
-        """Advance one weight now."""
+    def step_parameter(self, parameter: Tensor, gradient: GradientInRows | None = None) -> None:
+        """Advance one weight now, by its own gradient or by this one."""
         self.whole.now = False
-        self.optimizer.step_parameter(parameter)
+        self.optimizer.step_parameter(parameter, gradient)
         if self.stream is not None:
             self.stream.note_step(parameter)
 
@@ -242,6 +243,8 @@ def step_during_backward(
 
     with core.hook.doing(step_and_free):
         loss = backward()
+    for parameter, gradient in core.trainee.gradients_in_rows():
+        core.step_parameter(parameter, gradient)
     clip(trained(core), core.training.clip_norm, clipped_by)  # what the last backward left out
     core.step()
     return loss, norm if norm is not None else unclipped_norm(core, previous_norm)

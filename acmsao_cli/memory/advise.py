@@ -10,6 +10,7 @@ from typing import Any
 from acmsao_cli.config.auto import BLOCKS, CHECKPOINTING, OFFLOADING, with_values
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.recipe import Recipe, RunConfig
+from acmsao_cli.config.rules import broken_rules
 from acmsao_cli.engine.out_of_memory import reason_of
 from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.report import human_bytes
@@ -65,6 +66,9 @@ def changes(recipe: Recipe) -> list[Change]:
         found.append(Change(checkpointing, ("about a third more time",)))
     if isinstance(recipe, CausalLmRecipe) and recipe.memory.loss_chunk is None:
         found.append(Change((("memory.loss_chunk", "auto"),), ()))
+    if isinstance(recipe, CausalLmRecipe) and _may_slice(recipe):
+        sliced = (("memory.slice_head", True),)
+        found.append(Change(sliced, ("the head's products several times more",)))
     if training.batch_size > 1:
         found.append(_smaller_batch(recipe))
     if recipe.memory.offload_activations is False:
@@ -73,6 +77,11 @@ def changes(recipe: Recipe) -> list[Change]:
     if not isinstance(recipe.memory.resident_blocks, int) and recipe.model.quantize != "int8":
         found.append(_streamed(recipe))
     return found
+
+
+def _may_slice(recipe: CausalLmRecipe) -> bool:
+    sliced = with_values(recipe, {"memory.slice_head": True})
+    return not recipe.memory.slice_head and not any(broken_rules(sliced, {}, ""))
 
 
 def _streamed(recipe: Recipe) -> Change:

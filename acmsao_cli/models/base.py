@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import Example
 from acmsao_cli.data.randomness import Draw
+from acmsao_cli.optim.in_rows import GradientInRows
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -144,6 +145,9 @@ class Trainee(Protocol):
 
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss over the batch's units: a 0-d fp32 tensor to run backward from."""
+
+    def gradients_in_rows(self) -> Sequence[tuple[Tensor, GradientInRows]]:
+        """What the last backward left to be computed while it is stepped, once."""
 
     def sample(self) -> Iterator[Sample]:
         """What the model makes of the recipe's prompts now, one at a time.

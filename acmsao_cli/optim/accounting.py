@@ -112,7 +112,7 @@ def _kind(turn: Turn) -> Any:
     return (
         *(turn.batch.layer, turn.batch.rows, turn.batch.cols, turn.batch.device, turn.step == 1),
         *(len(turn.members), first.group, first.values.shape, first.values.dtype),
-        *(member.gradient.dtype for member in turn.members),
+        *(turn.gradient is not None, *turn.gradient_dtypes),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.execution import BLOCK
+from acmsao_cli.optim.in_rows import Gradient, GradientInRows
 from acmsao_cli.optim.storage.codec import State
 
 
@@ -120,15 +121,16 @@ def scatter(gathered: Tensor, tensors: Sequence[Tensor]) -> None:
     torch._foreach_copy_([tensor.detach() for tensor in tensors], values)
 
 
-def row_by_row_norm(grad: Tensor, block: int) -> Tensor:
+def row_by_row_norm(grad: Gradient, block: int) -> Tensor:
     """Norm of each member of (batch, rows, cols), fp32 (batch,), with about `block` temporaries.
 
     Row by row first: one fp32 sum over millions of entries loses digits on some devices.
     """
-    rows = max(block // max(len(grad) * grad.shape[2], 1), 1)
-    parts = [
-        torch.linalg.vector_norm(part, dim=2, dtype=torch.float32) for part in grad.split(rows, 1)
-    ]
+    if isinstance(grad, GradientInRows):
+        cut: Iterable[Tensor] = grad.split(max(block // max(grad.cols, 1), 1))
+    else:
+        cut = grad.split(max(block // max(len(grad) * grad.shape[2], 1), 1), 1)
+    parts = [torch.linalg.vector_norm(part, dim=2, dtype=torch.float32) for part in cut]
     norm: Tensor = torch.linalg.vector_norm(torch.cat(parts, 1), dim=1)
     return norm
 

@@ -15,6 +15,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
+from acmsao_cli.optim.in_rows import Gradient, GradientInRows
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.rules.base import Context
@@ -45,6 +46,12 @@ class Span:
     def cut(self, tensor: Tensor) -> Tensor:
         """View this part of (batch, rows, cols)."""
         return tensor.narrow(self.axis, self.start, self.stop - self.start)
+
+    def cut_gradient(self, gradient: Gradient) -> Tensor:
+        """View or compute this part of it."""
+        if isinstance(gradient, GradientInRows):
+            return gradient.cut(self.start, self.stop)
+        return self.cut(gradient)
 
     def cut_pieces(self, pieces: Pieces, packed: Mapping[str, int]) -> Pieces:
         """Views of what belongs to these rows alone, copies of what all rows share."""
@@ -101,7 +108,7 @@ def spans_of(shape: torch.Size, block: int, aligned: int) -> list[Span]:
 def advance(
     pipeline: Pipeline,
     weights: Tensor,
-    grad: Tensor,
+    grad: Gradient,
     state: State,
     ctx: Context,
     noise: Noise,
@@ -109,15 +116,19 @@ def advance(
 ) -> None:
     """As `Pipeline.step`, with temporaries for about `block` elements."""
     if weights.numel() <= max(block, UNCUT) or pipeline.whole:
-        pipeline.step(weights, grad, state, ctx, noise)
+        pipeline.step(weights, _whole(grad), state, ctx, noise)
         return
     spans = spans_of(weights.shape, block, alignment(pipeline, state))
     if weights.is_meta:  # nothing is computed, and all blocks but the last need the same memory
         spans = spans[: _AT_ONCE + 2] + spans[_AT_ONCE + 2 :][-1:]
     if len(spans) == 1:
-        pipeline.step(weights, grad, state, ctx, noise)
+        pipeline.step(weights, _whole(grad), state, ctx, noise)
     else:
         _Blocks(pipeline, weights, grad, state, ctx, noise, spans).run()
+
+
+def _whole(grad: Gradient) -> Tensor:
+    return grad.whole() if isinstance(grad, GradientInRows) else grad
 
 
 class _UnknownSum(Exception):
@@ -203,7 +214,7 @@ class _Blocks:
         self,
         pipeline: Pipeline,
         weights: Tensor,
-        grad: Tensor,
+        grad: Gradient,
         state: State,
         ctx: Context,
         noise: Noise,
@@ -293,7 +304,9 @@ class _Blocks:
         self, span: Span, cells: dict[str, Cell], ctx: Context
     ) -> tuple[Tensor, Context, Tensor]:
         self.sums.start_block()
-        return self.pipeline.direct(span.cut(self.weights), span.cut(self.grad), cells, ctx)
+        return self.pipeline.direct(
+            span.cut(self.weights), span.cut_gradient(self.grad), cells, ctx
+        )
 
     def _open(self, span: Span, state: State) -> dict[str, Cell]:
         return self.pipeline.open(state, self.noise.starting_at(span.offset))

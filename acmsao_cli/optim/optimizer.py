@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim import kernels, saving
 from acmsao_cli.optim.batches import Batch, Member, Stacking, plan_batches, row_of
+from acmsao_cli.optim.in_rows import GradientInRows
 from acmsao_cli.optim.layers import LayerRule, check_layers, layer_of
 from acmsao_cli.optim.noise import Noise, hash_numbers
 from acmsao_cli.optim.pipeline import Pipeline
@@ -124,8 +125,11 @@ class ComposedOptimizer(torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
-    def step_parameter(self, parameter: Tensor) -> None:
-        """Advance one parameter now; the later `step` leaves it alone and finishes."""
+    def step_parameter(self, parameter: Tensor, gradient: GradientInRows | None = None) -> None:
+        """Advance one parameter now; the later `step` leaves it alone and finishes.
+
+        With a `gradient`, by that instead of the parameter's own; kernels do not take it.
+        """
         self._follow_parameters_at_first()
         member = self._member_of.get(parameter)
         if member is None:
@@ -135,9 +139,12 @@ class ComposedOptimizer(torch.optim.Optimizer):
                 f"`{member.name}` would be advanced twice in one step",
                 hint="call step() after each backward that steps",
             )
-        if parameter.grad is not None:
+        if gradient is not None and (gradient.rows, gradient.cols) != tuple(parameter.shape):
+            raise OptimizerError(f"the gradient of `{member.name}` has another shape")
+        if gradient is not None or parameter.grad is not None:
             self._order.append(member.number)
-            self._advance(self._turn_of(member), self._expected_after(member))
+            turn = replace(self._turn_of(member), gradient=gradient)
+            self._advance(turn, self._expected_after(member))
 
     def attach_to_backward(self, should_step: Callable[[], bool]) -> BackwardHandle:
         """Step each parameter as soon as its gradient is complete, and free the gradient.
@@ -209,13 +216,17 @@ class ComposedOptimizer(torch.optim.Optimizer):
     def _step(self, turn: Turn, pipeline: Pipeline, state: State) -> None:
         batch, numbers = turn.batch, turn.numbers
         values = [member.values for member in turn.members]
-        grads = [member.gradient for member in turn.members]
         noise = Noise(numbers.to(torch.int32).view(-1, 1, 1), hash_numbers(self.seed, turn.step))
         ctx = replace(self._context(batch, values[0], numbers, turn.step), noise=noise)
-        kernel = self._kernel(batch.layer, values[0]) if self.use_kernels else None
-        if kernel is None:
-            kernel = kernels.Composed(pipeline, self._stacking.block)
-        self._norms.put(numbers, kernel.step(values, grads, state, ctx, noise))
+        composed = kernels.Composed(pipeline, self._stacking.block)
+        if turn.gradient is not None:
+            norms = composed.step_by(values, turn.gradient, state, ctx, noise)
+            turn.gradient.let_go()
+        else:
+            grads = [member.gradient for member in turn.members]
+            kernel = self._kernel(batch.layer, values[0]) if self.use_kernels else None
+            norms = (kernel or composed).step(values, grads, state, ctx, noise)
+        self._norms.put(numbers, norms)
 
     def _context(self, batch: Batch, weights: Tensor, numbers: Tensor, step: int) -> Context:
         group = self.param_groups[batch.members[0].group]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.optim.batches import Batch, Member
+from acmsao_cli.optim.in_rows import GradientInRows
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Codec, State
@@ -37,6 +38,14 @@ class Turn:
     numbers: Tensor
     state: State
     step: int
+    gradient: GradientInRows | None = None  # where it is not the parameter's own
+
+    @property
+    def gradient_dtypes(self) -> tuple[torch.dtype, ...]:
+        """By member."""
+        if self.gradient is not None:
+            return (self.gradient.dtype,)
+        return tuple(member.gradient.dtype for member in self.members)
 
     @property
     def key(self) -> tuple[int, int, int]:

@@ -217,6 +217,20 @@ def test_streamed_weights_are_saved_sampled_and_exported_as_resident_ones(
         assert (Path("resident") / file).read_bytes() == (Path("streamed") / file).read_bytes()
 
 
+def test_a_sliced_head_learns_the_same_and_goes_on_to_the_same_bits(acmsao: Any, lm: Path) -> None:
+    for name, options in (("whole", ()), ("sliced", ("-s", "memory.slice_head=true"))):
+        done = acmsao("train", str(lm), "-o", name, *FUSED, *options)
+        assert done.code == 0, done.err
+    sliced = weights_of(Path("sliced"))
+    for name, value in weights_of(Path("whole")).items():
+        assert torch.allclose(value, sliced[name], atol=2e-3), name
+    options = (*FUSED, "-s", "memory.slice_head=true", "-s", "training.steps=4")
+    assert acmsao("train", str(lm), "-o", "parts", *options).code == 0
+    assert acmsao("train", str(lm), "-o", "parts", *options[:-1], "training.steps=6").code == 0
+    for name, value in sliced.items():
+        assert torch.equal(value, weights_of(Path("parts"))[name]), name
+
+
 def test_json_lines_are_for_programs_and_text_is_for_people(acmsao: Any, lm: Path) -> None:
     done = acmsao("train", str(lm), "--json")
     events = [json.loads(line) for line in done.out.splitlines()]

@@ -92,6 +92,9 @@ class ToyTrainee:
         error = self.net(batch.inputs["x"]) - batch.inputs["y"]
         return error.float().square().mean(1).sum()
 
+    def gradients_in_rows(self) -> Sequence[Any]:
+        return ()
+
     def sample(self) -> Iterable[Sample]:
         with torch.no_grad():
             value = self.net(torch.ones(1, 6, dtype=self.dtype)).sum()

@@ -100,6 +100,12 @@ def test_the_meta_device_holds_what_a_real_step_holds(
     assert foretold["weights"] == truth["weights"]
 
 
+def test_a_sliced_head_is_foretold(folders: dict[str, Path]) -> None:
+    recipe = recipe_of("causal_lm", folders, **FULL, **FUSED, memory={"slice_head": True})
+    foretold, truth = planned(recipe), real(recipe)
+    assert sum(foretold.values()) == pytest.approx(sum(truth.values()), rel=0.02)
+
+
 @pytest.mark.parametrize("family", ["sdxl", "causal_lm"])
 def test_what_saves_memory_shows_in_the_plan(folders: dict[str, Path], family: str) -> None:
     def peak(**sections: Any) -> int:

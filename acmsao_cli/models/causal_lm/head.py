@@ -5,19 +5,30 @@ positions that something is learned of are projected, and where they are many, c
 each chunk's gradients are taken at once, so that no two chunks' logits exist together (as Liger's
 fused linear cross-entropy does, arXiv:2410.10989). The model's own forward projects, with its
 decoder standing still, so whatever it does behind it (scales, caps, adapters) is done here too.
+
+A trained head's gradient is as large as the head. It can be left to be computed in rows, while the
+head is stepped: a slice of the vocabulary at a time, from the states and the log-sums of forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acmsao_cli.models.causal_lm.loss import LOSS_HEAD, summed_cross_entropy
+from acmsao_cli.errors import ConfigError
+from acmsao_cli.models.causal_lm.loss import (
+    LOSS_HEAD,
+    SLICE_ENTRIES,
+    cross_entropy_and_log_sums,
+    summed_cross_entropy,
+)
+from acmsao_cli.optim.in_rows import GradientInRows
 from acmsao_cli.optim.tracing import counted_as, tell_claimed
 
 # Logits of a chunk, where the recipe leaves its size to us: 128 MiB in bf16.
@@ -29,16 +40,27 @@ def positions_at_once(chunk: int | Literal["auto"] | None, vocabulary: int) -> i
     return max(1, LOGITS_AT_ONCE // vocabulary) if chunk == "auto" else chunk
 
 
+Left: TypeAlias = list[tuple[Tensor, GradientInRows]]
+
+
 def summed_loss(
-    model: Any, inputs: Mapping[str, Tensor], kept: Tensor, targets: Tensor, at_once: int | None
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    kept: Tensor,
+    targets: Tensor,
+    at_once: int | None,
+    left: Left | None = None,
 ) -> Tensor:
     """Cross-entropy summed over the positions `kept`, 0-d fp32.
 
     `inputs` are the model's, of (batch, length); `kept` (k,) int64 numbers positions in the order
-    of memory, `targets` (k,) are the tokens they predict.
+    of memory, `targets` (k,) are the tokens they predict. With a list `left`, the head's gradient
+    is not taken by backward, which leaves it there. Raises ConfigError where that cannot be.
     """
     decoder = model.get_decoder()
-    whole = at_once is None or len(kept) <= at_once
+    if left is not None:
+        at_once = at_once or len(kept)
+    whole = left is None and (at_once is None or len(kept) <= at_once)
     found: list[tuple[Any, Tensor]] = []
 
     def pick(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -48,7 +70,8 @@ def summed_loss(
 
     handle = decoder.register_forward_hook(pick) if decoder is not model else None
     try:
-        logits = model(**inputs, use_cache=False).logits
+        with _plain(model, decoder) if left is not None else nullcontext():
+            logits = model(**inputs, use_cache=False).logits
     finally:
         if handle is not None:
             handle.remove()
@@ -60,7 +83,7 @@ def summed_loss(
             return summed_cross_entropy(logits[0], targets)
         del logits
         output, picked = found[-1]
-        head = Head(model, decoder, output, inputs)
+        head = Head(model, decoder, output, inputs, left)
         total: Tensor = _ChunkedLoss.apply(picked, head, targets, at_once, *head.trained)  # type: ignore[no-untyped-call]
         return total
 
@@ -88,6 +111,7 @@ class Head:
     decoder: nn.Module
     output: Any
     inputs: Mapping[str, Tensor]
+    left: Left | None = None
     trained: list[Tensor] = field(init=False)
     sink: Tensor | None = field(init=False, default=None)
 
@@ -98,18 +122,26 @@ class Head:
         behind = [p for p in self.model.parameters() if p not in inside]
         own = list(self.linear.parameters()) if self.linear is not None else []
         self.trained = [p for p in dict.fromkeys([*own, *behind]) if p.requires_grad]
+        if self.left is not None:
+            self.trained = [p for p in self.trained if p is not self.linear.weight]
 
     @property
     def sinking(self) -> Tensor | None:
         """The weight whose gradient is summed in `sink`, if there is one."""
         plain = type(self.linear) is nn.Linear and "forward" not in vars(self.linear)
-        return self.linear.weight if plain and self.linear.weight.requires_grad else None
+        sinks = plain and self.left is None and self.linear.weight.requires_grad
+        return self.linear.weight if sinks else None
 
     def logits(self, states: Tensor) -> Tensor:
         """(n, hidden) -> (n, vocabulary), by the model's own forward."""
         still = _with_hidden(self.output, states[None])
         weight, linear = self.sinking, self.linear
         with _answering(self.decoder, lambda *_, **__: still):
+            if self.left is not None:
+                fixed = linear.weight.detach()
+                with _answering(linear, lambda value: F.linear(value, fixed, linear.bias)):
+                    fixed_logits: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
+                    return fixed_logits
             if weight is None:
                 found: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
                 return found
@@ -124,6 +156,60 @@ class Head:
             with _answering(linear, into_sink):
                 summed: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
                 return summed
+
+    def leave(self, states: Tensor, targets: Tensor, log_sums: Tensor, scale: Tensor) -> None:
+        """Leave the weight's gradient to be computed: that of `scale` times the summed loss.
+
+        `states` (k, hidden) went into the head, `log_sums` (k,) are of its logits.
+        """
+        assert self.left is not None
+        weight = self.linear.weight.detach()
+        bias = None if self.linear.bias is None else self.linear.bias.detach().clone()
+
+        def compute(start: int, stop: int) -> Tensor:
+            found: Tensor = weight.new_zeros(stop - start, weight.shape[1])
+            own = None if bias is None else bias[start:stop]
+            at_once = max(1, SLICE_ENTRIES // (stop - start))
+            for part in (slice(first, first + at_once) for first in range(0, len(states), at_once)):
+                logits = F.linear(states[part], weight[start:stop], own)
+                slope = logits.float().sub_(log_sums[part, None]).exp_()
+                here = (targets[part] >= start) & (targets[part] < stop)
+                index = (targets[part] - start).clamp(0, stop - start - 1)
+                slope.scatter_add_(1, index[:, None], -here.float()[:, None]).mul_(scale)
+                found.addmm_(slope.to(weight.dtype).t(), states[part])
+            return found
+
+        self.left.append((self.linear.weight, GradientInRows(weight, compute)))
+
+
+@contextmanager
+def _plain(model: Any, decoder: nn.Module) -> Iterator[None]:
+    """Within, see that logits are what a linear head of its own gives. Raises ConfigError."""
+    linear = model.get_output_embeddings()
+    if decoder is model:
+        raise _refusal("has no decoder apart from its head")
+    if type(linear) is not nn.Linear or "forward" in vars(linear):
+        raise _refusal("has no plain linear head")
+    if any(linear.weight is weight for weight in decoder.parameters()):
+        raise _refusal("embeds by its head, which so has another gradient besides")
+    found: list[Tensor] = []
+    handles = [
+        linear.register_forward_hook(lambda module, arguments, output: found.append(output)),
+        model.register_forward_hook(lambda module, arguments, output: found.append(output.logits)),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(found) != 2 or found[0] is not found[1] or found[0]._version:
+        raise _refusal("does something to its logits behind the head")
+
+
+def _refusal(why: str) -> ConfigError:
+    return ConfigError(
+        f"`memory.slice_head` cannot be: this model {why}", hint="set memory.slice_head=false"
+    )
 
 
 @contextmanager
@@ -163,12 +249,13 @@ class _ChunkedLoss(torch.autograd.Function):
         sinking = head.sinking
         others = [parameter for parameter in trained if parameter is not sinking]
         sums: list[Tensor | None] = [None] * len(others)
-        slopes, losses = torch.empty_like(states), []
+        slopes, losses, log_sums = torch.empty_like(states), [], []
         for start in range(0, len(states), at_once):
             part = slice(start, start + at_once)
             with torch.enable_grad(), _kept_here():
                 piece = states[part].detach().requires_grad_()
-                loss = summed_cross_entropy(head.logits(piece), targets[part])
+                loss, log_sum = cross_entropy_and_log_sums(head.logits(piece), targets[part])
+            log_sums.append(log_sum)
             slopes[part], *given = torch.autograd.grad(loss, [piece, *others], allow_unused=True)
             losses.append(loss.detach())
             sums = [_added(known, more) for known, more in zip(sums, given, strict=True)]
@@ -176,10 +263,16 @@ class _ChunkedLoss(torch.autograd.Function):
         if sinking is not None:
             by_weight[sinking], head.sink = head.sink, None
         ctx.given = [slopes, *(by_weight[parameter] for parameter in trained)]
+        ctx.head = head
+        if head.left is not None:
+            ctx.leaving = states.detach(), targets, torch.cat(log_sums)
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.head.left is not None:
+            ctx.head.leave(*ctx.leaving, gradients[0])
+            ctx.leaving = None
         given, ctx.given = ctx.given, None
         slopes, *of_weights = (one if one is None else one.mul_(gradients[0]) for one in given)
         return slopes, None, None, None, *of_weights

@@ -22,9 +22,14 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     `logits` (..., vocabulary) in any float dtype, `targets` (...) int64. The log-sum-exp is
     taken in fp32, a slice of rows at a time; the gradient comes back in the dtype of the logits.
     """
+    return cross_entropy_and_log_sums(logits, targets)[0]
+
+
+def cross_entropy_and_log_sums(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the log-sum-exp of each row in fp32, through which no gradient flows."""
     flat = logits.reshape(-1, logits.shape[-1])
-    total: Tensor = _SummedCrossEntropy.apply(flat, targets.reshape(-1))  # type: ignore[no-untyped-call]
-    return total
+    found: tuple[Tensor, Tensor] = _SummedCrossEntropy.apply(flat, targets.reshape(-1))  # type: ignore[no-untyped-call]
+    return found
 
 
 def _slices(rows: int, vocabulary: int) -> list[slice]:
@@ -36,7 +41,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """Keeps the logits and one fp32 number per row; backward computes the softmax again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         kept = targets != IGNORED
         index = targets.clamp(min=0)[:, None]
         log_sum = logits.new_empty(logits.shape[0], dtype=torch.float32)
@@ -44,7 +49,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
             torch.logsumexp(logits[part].float(), dim=1, out=log_sum[part])
         losses = (log_sum - logits.gather(1, index)[:, 0].float()) * kept
         ctx.save_for_backward(logits, index, kept, log_sum)
-        return losses.sum()
+        ctx.mark_non_differentiable(log_sum)
+        return losses.sum(), log_sum
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -29,7 +29,7 @@ from acmsao_cli.models.base import (
 from acmsao_cli.models.causal_lm import encode as encoding
 from acmsao_cli.models.causal_lm.closed_form import activation_bytes
 from acmsao_cli.models.causal_lm.export import WRITERS, Work
-from acmsao_cli.models.causal_lm.head import positions_at_once, summed_loss
+from acmsao_cli.models.causal_lm.head import Left, positions_at_once, summed_loss
 from acmsao_cli.models.causal_lm.sample import answers
 from acmsao_cli.models.causal_lm.source import Source, load_tokenizer, longest
 from acmsao_cli.models.causal_lm.targets import target_endings
@@ -52,6 +52,7 @@ class CausalLmTrainee:
         self.length = longest(recipe, source.config)
         vocabulary = source.text_config.vocab_size
         self.at_once = positions_at_once(recipe.memory.loss_chunk, vocabulary)
+        self._left: Left | None = [] if recipe.memory.slice_head else None
         _apply(recipe, model)
 
     @cached_property
@@ -123,7 +124,14 @@ class CausalLmTrainee:
         inputs = dict(batch.inputs)
         targets, kept = inputs.pop("targets"), inputs.pop("kept")
         with _unpacked(self.device):
-            return summed_loss(self.model, inputs, kept, targets, self.at_once)
+            return summed_loss(self.model, inputs, kept, targets, self.at_once, self._left)
+
+    def gradients_in_rows(self) -> Left:
+        """The head's, where `memory.slice_head` keeps it from being taken whole."""
+        if not self._left:
+            return []
+        found, self._left = self._left, []
+        return found
 
     def sample(self) -> Iterator[Sample]:
         """The answers to the recipe's prompts."""

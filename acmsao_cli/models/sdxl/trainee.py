@@ -37,6 +37,7 @@ from acmsao_cli.models.sdxl.export import Work, export_all
 from acmsao_cli.models.sdxl.loss import Diffusion
 from acmsao_cli.models.sdxl.sample import draw_samples, visiting
 from acmsao_cli.models.sdxl.text import TextCondition, condition, num_cut, token_ids
+from acmsao_cli.optim.in_rows import GradientInRows
 
 logger = logging.getLogger(__name__)
 
@@ -297,6 +298,10 @@ class SdxlTrainee:
         return TextCondition(text.embeds * keep[:, None, None], text.pooled * keep[:, None])
 
     # What comes out
+
+    def gradients_in_rows(self) -> Sequence[tuple[Tensor, GradientInRows]]:
+        """Backward takes every gradient."""
+        return ()
 
     def sample(self) -> Iterator[Sample]:
         """A picture for each of the recipe's prompts."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acmsao_cli.optim import execution
 from acmsao_cli.optim.batches import gather, row_by_row_norm, scatter
+from acmsao_cli.optim.in_rows import Gradient
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.rules.base import Context
@@ -31,7 +32,18 @@ class Composed:
         noise: Noise,
     ) -> Tensor:
         """See `Kernel.step`."""
-        gathered, grad = (gather(them, ctx.rows, ctx.cols) for them in (weights, grads))
+        return self.step_by(weights, gather(grads, ctx.rows, ctx.cols), state, ctx, noise)
+
+    def step_by(
+        self,
+        weights: Sequence[Tensor],
+        grad: Gradient,
+        state: State,
+        ctx: Context,
+        noise: Noise,
+    ) -> Tensor:
+        """The same by gradients that are gathered, or computed in rows."""
+        gathered = gather(weights, ctx.rows, ctx.cols)
         norms = row_by_row_norm(grad, self.block)
         ctx = replace(ctx, gradient_norm=norms.view(-1, 1, 1))
         execution.advance(self.pipeline, gathered, grad, state, ctx, noise, block=self.block)

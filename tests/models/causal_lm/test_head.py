@@ -19,6 +19,8 @@ from transformers import (
     PhiForCausalLM,
 )
 
+from acmsao_cli.config.rules import broken_rules
+from acmsao_cli.errors import ConfigError
 from acmsao_cli.models.causal_lm.family import FAMILY
 from acmsao_cli.models.causal_lm.head import LOGITS_AT_ONCE, positions_at_once
 from acmsao_cli.models.causal_lm.loss import LOSS_HEAD
@@ -33,6 +35,9 @@ LIBRARYS = {
     ),
     "granite": lambda: GraniteForCausalLM(
         GraniteConfig(**SIZE, intermediate_size=48, logits_scaling=3.0, tie_word_embeddings=True)
+    ),
+    "granite-untied": lambda: GraniteForCausalLM(
+        GraniteConfig(**SIZE, intermediate_size=48, logits_scaling=3.0, tie_word_embeddings=False)
     ),
     "opt": lambda: OPTForCausalLM(
         OPTConfig(**SIZE, ffn_dim=48, word_embed_proj_dim=16, dropout=0.0)
@@ -163,3 +168,104 @@ def test_auto_makes_chunks_of_so_many_logits():
     assert positions_at_once("auto", 2**27) == 1
     assert positions_at_once(None, 1000) is None
     assert positions_at_once(300, 1000) == 300
+
+
+# A head whose gradient is computed in rows
+
+UNTIED = ["llama", "phi"]
+
+
+def sliced(folder: Path, slice_head: bool, chunk: Any = 5, device=CPU, **more: Any) -> Any:
+    recipe = build_recipe(
+        folder,
+        method={"kind": "full"},
+        memory={"loss_chunk": chunk, "slice_head": slice_head},
+        optimizer={"fused_backward": True},
+        training={"clip_norm": None} | more,
+    )
+    with torch.random.fork_rng(devices=[]):
+        return FAMILY.open(recipe, device, torch.float32)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("rows", [7, 64, 1000])
+@pytest.mark.parametrize("kind", UNTIED)
+def test_a_gradient_in_rows_is_the_gradient(kind, rows, chunk, folders, chat, text):
+    whole = sliced(folders[kind], False, chunk)
+    batch = batch_of(whole, chat, text)
+    loss, slopes = loss_and_gradients(whole, batch)
+    assert whole.gradients_in_rows() == []
+
+    in_rows = sliced(folders[kind], True, chunk)
+    again, others = loss_and_gradients(in_rows, batch)
+    torch.testing.assert_close(again, loss)
+    ((weight, gradient),) = in_rows.gradients_in_rows()
+    assert in_rows.gradients_in_rows() == []
+    assert weight is in_rows.model.get_output_embeddings().weight
+    assert weight.grad is None
+    name = next(n for n, p in in_rows.parameter_groups()[0].parameters if p is weight)
+    found = torch.cat([part[0] for part in gradient.split(rows)])
+    torch.testing.assert_close(found, slopes[name], rtol=2e-4, atol=1e-6)
+    for name, slope in others.items():
+        if slope is not None:
+            torch.testing.assert_close(slope, slopes[name], rtol=2e-4, atol=1e-6, msg=name)
+
+
+def test_the_heads_gradient_never_exists(folders):
+    held = {}
+    for slice_head in (False, True):
+        trainee = sliced(folders["llama"], slice_head, 16, META)
+        tracer = StorageTracer()
+        with tracer:
+            trainee.loss(trainee.meta_batch(8)).backward()
+        head = 4 * 328 * 32
+        held[slice_head] = max(head_bytes(tracer))
+    assert held[False] - held[True] >= 0.9 * head
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("llama-tied", "embeds by its head"),
+        ("granite-untied", "does something to its logits"),
+        ("gpt2", "embeds by its head"),
+    ],
+)
+@pytest.mark.parametrize("device", [CPU, META])
+def test_a_head_that_cannot_be_sliced_is_refused(kind, why, device, folders):
+    trainee = sliced(folders[kind], True, 5, device)
+    batch = (
+        trainee.meta_batch(2)
+        if device is META
+        else trainee.collate([trainee_item(trainee)] * 2, [])
+    )
+    with pytest.raises(ConfigError, match=why) as told:
+        trainee.loss(batch)
+    assert "memory.slice_head=false" in str(told.value.hint)
+
+
+def trainee_item(trainee: Any) -> Any:
+    from acmsao_cli.data.base import TextExample
+
+    return trainee.encode([TextExample("one", text="hello world")])[0]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"method": {"kind": "lora", "rank": 4}},
+        {"optimizer": {"fused_backward": False}},
+        {"training": {"accumulation": 2, "clip_norm": None}},
+        {"training": {"clip_norm": 1.0, "clip": "delayed"}},
+    ],
+)
+def test_what_a_sliced_head_excludes_is_refused(setting, folders):
+    sections = {
+        "method": {"kind": "full"},
+        "memory": {"slice_head": True},
+        "optimizer": {"fused_backward": True},
+        "training": {"clip_norm": None},
+    } | setting
+    recipe = build_recipe(folders["llama"], **sections)
+    problems = [problem.message for problem in broken_rules(recipe, {}, "here")]
+    assert any("memory.slice_head" in message for message in problems)
