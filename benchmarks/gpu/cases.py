@@ -96,14 +96,18 @@ COMMON: Final = (
     *("training.epochs=null", "schedule.warmup_steps=0"),
     *("training.accumulation=1", "training.batch_size=1"),
 )
-DATA: Final = {True: "data.source=builtin:zoblins", False: "data.source=builtin:pirate"}
-TINY: Final = {True: ("data.resolution=64", "data.bucket_step=16"), False: (_length(64),)}
+# By whether the model draws pictures. Without buckets every picture is a square.
+DATA: Final = {
+    True: ("data.source=builtin:zoblins", "data.buckets=false"),
+    False: ("data.source=builtin:pirate",),
+}
+TINY: Final = {True: ("data.resolution=64",), False: (_length(64),)}
 
 
 def config_of(case: Case, folder: Path, device: str, steps: int, *, tiny: bool) -> RunConfig:
     """The case's run of the model in `folder`; a tiny one has the preset's budget."""
     pictures = case.model == SDXL
-    settings = [f"model.source={folder}", DATA[pictures], *COMMON, *case.settings]
+    settings = [f"model.source={folder}", *DATA[pictures], *COMMON, *case.settings]
     settings += [f"training.device={device}", f"training.steps={steps}"]
     if tiny:
         settings += [*TINY[pictures], *case.tiny]

@@ -21,7 +21,12 @@ from weights import opened, random_batch, write_model
 
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.engine.loop import read_out
-from acmsao_cli.engine.measured import forget_peak, peak_memory, peak_reserved
+from acmsao_cli.engine.measured import (
+    forget_peak,
+    peak_memory,
+    peak_reserved,
+    resident_bytes,
+)
 from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.step import Core, build_core, training_step
 from acmsao_cli.errors import AcmsaoError
@@ -43,7 +48,7 @@ PASSED, FAILED, RAN, MISSING = "passed", "failed", "ran", "not installed"
 class Asked:
     """How the cases are run. `alone`: nothing else of ours is on the device."""
 
-    device: str = "cuda"
+    device: str = "cuda:0"
     steps: int = 6
     tiny: bool = False
     alone: bool = True
@@ -83,7 +88,7 @@ def limited(device: torch.device, cap_gib: float | None) -> str:
     about = torch.cuda.get_device_properties(device)
     if cap_gib is not None:
         share = min(1.0, cap_gib * GIB / about.total_memory)
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(share, device.index or 0)
     return f"{about.name}, {about.total_memory / GIB:.1f} GiB"
 
 
@@ -200,7 +205,7 @@ def stepped(
         yield {
             "seconds_of_steps": list(seconds),
             "seconds_per_step": round(median(usual), 4) if usual else None,
-            "losses": [round(loss, 4) for loss in losses],
+            "losses": [round(loss, 6) for loss in losses],
         }
 
 
@@ -235,7 +240,7 @@ def counted(device: torch.device, asked: Asked) -> Row:
         free, total = torch.cuda.mem_get_info(device)
         outside = total - free - torch.cuda.memory_reserved(device)
     found = _measurement("torch.cuda", peak_memory(device), peak_reserved(device))
-    return found | {"outside_allocator_bytes": outside}
+    return found | {"outside_allocator_bytes": outside, "host_resident_bytes": resident_bytes()}
 
 
 def _settle(device: torch.device) -> None:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -28,126 +25,19 @@ from acmsao_cli.cli.quiet import quiet_libraries  # noqa: E402
 quiet_libraries()  # the allocator is set up as in a run, before torch is
 
 import torch  # noqa: E402
-from cases import BY_NAME, CARD, CASES, SLOWDOWN_AIM, Case, config_of  # noqa: E402
+from cases import BY_NAME, CARD, CASES, Case, config_of  # noqa: E402
 from measuring import FAILED, MISSING, Asked, Row, measure, planned  # noqa: E402
+from processes import IN_SEQUENCE, alone, beside, with_ratio  # noqa: E402
 from recording import RESULTS  # noqa: E402
 from weights import write_model  # noqa: E402
 
 from acmsao_cli.bench.provenance import provenance  # noqa: E402
-from acmsao_cli.memory.cards import CONTEXT_BYTES, GIB  # noqa: E402
+from acmsao_cli.memory.cards import GIB  # noqa: E402
 from acmsao_cli.memory.choose import decide  # noqa: E402
 
 WHAT: Final = "planned and measured peaks and times of training steps under caps of GPU memory"
 PROGRAM: Final = "python benchmarks/gpu/tiers.py"
-IN_TURNS, IN_SEQUENCE = "in alternation, step by step", "one after the other"
-
-
-# A case in a process of its own
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A process is about to step; `free` is what its device has left, None where nobody says."""
-
-    free: int | None
-
-
-class Child:
-    """A case in a fresh process: what one does to the allocator does not reach the next."""
-
-    def __init__(self, case: Case, asked: Asked, limit: float) -> None:
-        """Start it; it will wait before its first step."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(case, asked, theirs), daemon=True)
-        self._limit, self._row = limit, Row(model=case.model, cap_gib=case.cap_gib)
-        self._process.start()
-        theirs.close()
-
-    def hear(self) -> Ready | Row:
-        """Its row, or that it waits for its turn; a row, too, if it died or was silent too long."""
-        heard: Ready | Row
-        try:
-            if self._pipe.poll(self._limit):
-                heard = self._pipe.recv()
-            else:
-                self._process.terminate()
-                heard = self._lost(f"silent for {self._limit:.0f} s, and stopped")
-        except EOFError:
-            self._process.join()
-            heard = self._lost(f"its process ended with exit code {self._process.exitcode}")
-        if not isinstance(heard, Ready):
-            self._process.join()
-        return heard
-
-    def step(self) -> Ready | Row:
-        """Let it take a step."""
-        self._pipe.send(None)
-        return self.hear()
-
-    def finish(self, heard: Ready | Row) -> Row:
-        """Let it take all its steps."""
-        while isinstance(heard, Ready):
-            heard = self.step()
-        return heard
-
-    def _lost(self, why: str) -> Row:
-        return self._row | {"status": FAILED, "message": why}
-
-
-def work(case: Case, asked: Asked, pipe: Connection) -> None:
-    """What the process does."""
-
-    def turn() -> None:
-        on_gpu = torch.cuda.is_initialized()
-        pipe.send(Ready(torch.cuda.mem_get_info()[0] if on_gpu else None))
-        pipe.recv()
-
-    pipe.send(measure(case, asked, turn))
-
-
-def alone(case: Case, asked: Asked, limit: float) -> Row:
-    """The case by itself."""
-    child = Child(case, asked, limit)
-    return child.finish(child.hear())
-
-
-def beside(case: Case, reference: Case, asked: Asked, limit: float) -> dict[str, Row]:
-    """Both rows: stepping in turns where the device holds both, else one after the other."""
-    first = Child(reference, replace(asked, alone=False), limit)
-    heard = first.hear()
-    if not isinstance(heard, Ready) or not has_room(case, heard.free):
-        rows = {reference.name: first.finish(heard), case.name: alone(case, asked, limit)}
-        return with_ratio(rows, case, reference, IN_SEQUENCE)
-    second = Child(case, replace(asked, alone=False), limit)
-    other = second.hear()
-    while isinstance(heard, Ready) and isinstance(other, Ready):
-        heard, other = first.step(), second.step()
-    rows = {reference.name: first.finish(heard), case.name: second.finish(other)}
-    return with_ratio(rows, case, reference, IN_TURNS)
-
-
-def has_room(case: Case, free: int | None) -> bool:
-    """Whether the case fits beside what is on the device."""
-    return free is None or (case.cap_gib or 0.0) * GIB + 2 * CONTEXT_BYTES < free
-
-
-def with_ratio(rows: dict[str, Row], case: Case, reference: Case, how: str) -> dict[str, Row]:
-    """Both rows, the case's with its step time in the reference's, where both have one."""
-    seconds = [rows[one.name].get("seconds_per_step") for one in (case, reference)]
-    if None not in seconds:
-        ratio = round(seconds[0] / seconds[1], 3)
-        rows[case.name]["ratio"] = {
-            "to": reference.name,
-            "of step times": ratio,
-            "aim": SLOWDOWN_AIM,
-            "met": ratio <= SLOWDOWN_AIM,
-            "measured": how,
-        }
-    return rows
-
-
-# All that were asked for
+ANY_STEPS: Final = 1  # a plan is the same for any number
 
 
 def run(
@@ -231,11 +121,8 @@ def show_plans(cases: Sequence[Case]) -> None:
             folder = Path(base) / case.model
             if not folder.exists():
                 write_model(case.model, folder, tiny=False)
-            row = planned(decide(config_of(case, folder, "auto", FIRST, tiny=False), CARD))
+            row = planned(decide(config_of(case, folder, "auto", ANY_STEPS, tiny=False), CARD))
             print(line_of_plan(case, row), flush=True)
-
-
-FIRST: Final = 1
 
 
 def line_of_plan(case: Case, row: Row) -> str:
@@ -261,6 +148,17 @@ def chosen(options: argparse.Namespace) -> list[Case]:
     return [case for case in CASES if case.name in wanted and case.name not in there]
 
 
+def require_device(options: argparse.Namespace) -> None:
+    """End the program with one line where the cases cannot run."""
+    if options.device == "cpu":
+        if not options.tiny:
+            sys.exit("models of true size are for a GPU; on a CPU add --tiny")
+    elif not torch.cuda.is_available():
+        sys.exit(
+            f"torch sees no CUDA device for --device {options.device}; or: --device cpu --tiny"
+        )
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -270,7 +168,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--missing", action="store_true", help="cases that have no result yet")
     parser.add_argument("--list", action="store_true", help="name the cases, and end")
     parser.add_argument("--plan", action="store_true", help="plan the cases for a card, and end")
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu with --tiny")
+    parser.add_argument("--device", default="cuda:0", help="or cpu, with --tiny")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--tiny", action="store_true", help="micro models, no caps")
     parser.add_argument("--here", action="store_true", help="all cases in this process")
@@ -295,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plan:
         show_plans(cases)
         return 0
+    require_device(options)
     rows, asked = kept(options.json), Asked(options.device, options.steps, options.tiny)
     fresh: dict[str, Any] = {}
     for found in run(cases, asked, options):

@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from cases import SDXL, Case
 from micro.shapes import language_model, sdxl
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers import AutoModelForCausalLM
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
@@ -25,7 +26,7 @@ from acmsao_cli.models.packed import keep_layout, nf4_linear, replace_layers
 from acmsao_cli.models.quiet import quiet_libraries
 
 DEVIATION: Final = 0.02
-# Numbers that are drawn at once on a device whose memory is short.
+# Numbers that are drawn at once: the device's memory may be short.
 PIECE: Final = 1 << 24
 
 TINY_SIZES: Final = {
@@ -56,6 +57,7 @@ def opened(case: Case, recipe: Recipe) -> tuple[Trainee, str]:
     """The model with its method, with random weights, and how it came to them."""
     device = resolve_device(recipe.training.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
+    torch.manual_seed(recipe.training.seed)  # the same numbers wherever blocks are
     if case.made:
         assert isinstance(recipe, CausalLmRecipe)
         return made(recipe, device, dtype), MADE
@@ -84,6 +86,7 @@ def made(recipe: CausalLmRecipe, device: torch.device, dtype: torch.dtype) -> Ca
                 fresh[parameter] = nn.Parameter(torch.empty_like(parameter, device=home))
                 draw(name, fresh[parameter], device)
             setattr(module, name, fresh[parameter])
+    model.tie_weights()
     return CausalLmTrainee(recipe, source, model.to(home), device)
 
 
@@ -94,7 +97,9 @@ def _pack(model: Any, device: torch.device, home: torch.device, dtype: torch.dty
     def packed(layer: nn.Module) -> nn.Module | None:
         if type(layer) is not nn.Linear or layer is head:
             return None
-        dense = layer.to_empty(device=device)
+        bias = layer.bias is not None
+        sides = layer.in_features, layer.out_features
+        dense = skip_init(nn.Linear, *sides, bias=bias, device=device, dtype=dtype)
         for name, parameter in dense.named_parameters():
             draw(name, parameter, device)
         small: Any = nf4_linear(dense, device, dtype)
@@ -113,11 +118,8 @@ def draw(name: str, parameter: Tensor, device: torch.device) -> None:
         parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         return
     for piece in parameter.data.view(-1).split(PIECE):
-        if piece.device == device:
-            piece.normal_(0.0, DEVIATION)
-        else:
-            drawn = torch.randn(piece.shape, dtype=piece.dtype, device=device)
-            piece.copy_(drawn.mul_(DEVIATION))
+        drawn = torch.randn(piece.shape, dtype=piece.dtype, device=device)
+        piece.copy_(drawn.mul_(DEVIATION))
 
 
 def random_batch(trainee: Trainee, size: int) -> Batch:
