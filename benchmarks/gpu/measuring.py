@@ -61,6 +61,7 @@ def measure(case: Case, asked: Asked, turn: Turn) -> Row:
         "recipe": case.recipe,
         "settings": list(case.settings),
         "tiny": asked.tiny,
+        "torch": torch.__version__,
         "cap_gib": None if asked.tiny else case.cap_gib,
     }
     began = time.monotonic()
@@ -77,6 +78,8 @@ def measure(case: Case, asked: Asked, turn: Turn) -> Row:
         row |= {"status": MISSING, "message": str(absent)}
     except Exception as error:  # memory runs out in many libraries' ways; the others must go on
         row |= {"status": FAILED, "message": told(error)}
+        if torch.cuda.is_initialized():  # how far it came
+            row["measured"] = counted(torch.device(asked.device), asked)
     row["seconds"] = round(time.monotonic() - began, 1)
     return row
 
@@ -86,9 +89,8 @@ def limited(device: torch.device, cap_gib: float | None) -> str:
     if device.type != "cuda":
         return "cpu"
     about = torch.cuda.get_device_properties(device)
-    if cap_gib is not None:
-        share = min(1.0, cap_gib * GIB / about.total_memory)
-        torch.cuda.set_per_process_memory_fraction(share, device.index or 0)
+    share = 1.0 if cap_gib is None else min(1.0, cap_gib * GIB / about.total_memory)
+    torch.cuda.set_per_process_memory_fraction(share, device.index or 0)
     return f"{about.name}, {about.total_memory / GIB:.1f} GiB"
 
 
@@ -262,7 +264,8 @@ def peer(name: str) -> Theirs:
     """The optimizer of a library that is measured beside ours. Raises Absent."""
     kind, wanted = PEERS[name]
     module = installed(name if name == "adv_optm" else f"{name}.optim")
-    known: Mapping[str, Any] = inspect.signature(getattr(module(), kind)).parameters
+    found = getattr(module(), kind, object)  # that a version has none is told when it is built
+    known: Mapping[str, Any] = inspect.signature(found).parameters
     options = {key: value for key, value in wanted.items() if key in known}
     return Theirs(module, kind, options)
 

@@ -106,15 +106,16 @@ def has_room(case: Case, free: int | None) -> bool:
 
 def with_ratio(rows: dict[str, Row], case: Case, reference: Case, how: str) -> dict[str, Row]:
     """Both rows, the case's with its step time in the reference's, where both have one."""
-    seconds = [rows[one.name].get("seconds_per_step") for one in (case, reference)]
-    if None not in seconds:
-        ratio = round(seconds[0] / seconds[1], 3)
-        rows[case.name]["ratio"] = {
-            "to": reference.name,
-            "of step times": ratio,
-            "aim": SLOWDOWN_AIM,
-            "met": ratio <= SLOWDOWN_AIM,
-            "measured": how,
-            "same losses": rows[case.name]["losses"] == rows[reference.name]["losses"],
-        }
+    seconds, unit = (rows[one.name].get("seconds_per_step") for one in (case, reference))
+    if seconds is None or unit is None:
+        return rows
+    ratio = round(seconds / unit, 3)
+    rows[case.name]["ratio"] = {
+        "to": reference.name,
+        "of step times": ratio,
+        "aim": SLOWDOWN_AIM,
+        "met": ratio <= SLOWDOWN_AIM,
+        "measured": how,
+        "same losses": rows[case.name]["losses"] == rows[reference.name]["losses"],
+    }
     return rows

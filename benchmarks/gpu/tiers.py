@@ -103,7 +103,8 @@ def line(name: str, row: Row) -> str:
     if row.get("seconds_per_step"):
         words.append(f"{row['seconds_per_step']:.3f} s a step")
     if ratio := row.get("ratio"):
-        words.append(f"{ratio['of step times']} of {ratio['to']}, {ratio['measured']}")
+        words.append(f"{ratio['of step times']} of {ratio['to']} (aim {ratio['aim']})")
+        words.append(ratio["measured"])
     return ", ".join(words + ([row["message"]] if "message" in row else []))
 
 

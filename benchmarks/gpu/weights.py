@@ -104,7 +104,9 @@ def _pack(model: Any, device: torch.device, home: torch.device, dtype: torch.dty
             draw(name, parameter, device)
         small: Any = nf4_linear(dense, device, dtype)
         small.weight = small.weight.to(home)
-        return small.requires_grad_(False)
+        small.requires_grad_(False)
+        found: nn.Module = small
+        return found
 
     replace_layers(model, packed)
     keep_layout(model)
@@ -137,8 +139,9 @@ def _content(name: str, value: Tensor, trainee: Any) -> Tensor:
         row = torch.tensor([side, side, 0.0, 0.0, side, side])
         return row.to(value).expand_as(value).clone()
     if name == "kept":  # every position but each row's last
-        ids = torch.arange(len(value), device=value.device)
-        return ids + ids // (trainee.length - 1)
+        count = torch.arange(len(value), device=value.device)
+        return count + count // (trainee.length - 1)
     if value.is_floating_point():
         return torch.randn_like(value)
-    return torch.randint_like(value, trainee.source.text_config.vocab_size)
+    ids: Tensor = torch.randint_like(value, trainee.source.text_config.vocab_size)
+    return ids

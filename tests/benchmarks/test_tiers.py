@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,17 @@ def test_what_goes_wrong_in_a_case_is_told_in_its_row(monkeypatch: pytest.Monkey
     assert row["message"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert row["planned"]["allocated_bytes"] > 0
     assert row["message"] in tiers.line(case.name, row)
-    monkeypatch.setitem(measuring.PEERS, "adv_optm", ("NoSuch", {}))
-    absent = measuring.measure(tiers.BY_NAME["8b-adv_optm"], tiers.Asked("cpu"), lambda: None)
-    assert absent["status"] in ("not installed", "failed")
+
+
+def test_a_library_that_is_not_there_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    import measuring
+    import tiers
+
+    monkeypatch.setitem(sys.modules, "adv_optm", None)
+    case = tiers.BY_NAME["8b-adv_optm"]
+    row = measuring.measure(case, tiers.Asked("cpu", 1, tiny=True), lambda: None)
+    assert row["status"] == "not installed"
+    assert tiers.line(case.name, row).endswith("not installed: adv_optm is not installed")
 
 
 def test_what_is_reserved_is_held_against_the_cap() -> None:
@@ -151,6 +160,30 @@ def shapes(model: nn.Module) -> list[tuple[str, torch.Size, torch.dtype]]:
     """Of all that is stored but what packing says of itself in words."""
     stored = model.state_dict().items()
     return [(name, one.shape, one.dtype) for name, one in stored if not name.endswith("__nf4")]
+
+
+def test_plans_are_told_on_any_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    import tiers
+
+    assert tiers.main(["--plan", "--only", "8b-s2048-resident", "8b-torchao"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("8b-s2048-resident  cap 22.5 GiB: 17.8")
+
+
+@pytest.mark.slow
+def test_every_case_is_planned_to_stay_under_its_cap(tmp_path: Path) -> None:
+    from cases import CARD, CASES, config_of
+    from measuring import planned
+    from weights import write_model
+
+    from acmsao_cli.memory.choose import decide
+
+    for case in CASES:
+        if case.cap_gib is None:
+            continue
+        folder = write_model(case.model, tmp_path / case.name, tiny=False)
+        row = planned(decide(config_of(case, folder, "auto", 1, tiny=False), CARD))
+        assert row["planned"]["reserved_bytes"] <= case.cap_gib * 2**30, case.name
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-70b", "llama-3.2-1b"], ids=["untied", "tied"])
