@@ -140,7 +140,8 @@ def _content(name: str, value: Tensor, trainee: Any) -> Tensor:
         return row.to(value).expand_as(value).clone()
     if name == "kept":  # every position but each row's last
         count = torch.arange(len(value), device=value.device)
-        return count + count // (trainee.length - 1)
+        predicting: int = trainee.length - 1
+        return count + count // predicting
     if value.is_floating_point():
         return torch.randn_like(value)
     ids: Tensor = torch.randint_like(value, trainee.source.text_config.vocab_size)
