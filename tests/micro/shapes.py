@@ -23,6 +23,7 @@ from acmsao_cli import builtin
 from acmsao_cli.models.quiet import quiet_libraries
 
 CONFIGS: Final = Path(__file__).parents[1] / "memory" / "shapes"
+SMALL: Final = builtin.FOLDER / "tiny-sdxl"
 LANGUAGE_MODELS: Final = tuple(sorted(file.stem for file in CONFIGS.glob("*.json")))
 
 
@@ -40,28 +41,36 @@ def write_headers(path: Path, module: nn.Module) -> None:
         file.truncate(8 + len(raw) + at)
 
 
-def language_model(name: str, folder: Path) -> Path:
-    """A transformers folder of this model."""
+def language_model(name: str, folder: Path, **changes: Any) -> Path:
+    """A transformers folder of this model, with changes to its configuration.
+
+    Its tokenizer is the built-in model's, of a smaller vocabulary: it can be opened, not talked to.
+    """
     folder.mkdir(parents=True)
-    shutil.copy(CONFIGS / f"{name}.json", folder / "config.json")
+    config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")) | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(builtin.FOLDER / "tiny-llm" / file, folder / file)
     with torch.device("meta"), quiet_libraries():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     write_headers(folder / "model.safetensors", model)
     return folder
 
 
-def sdxl(folder: Path) -> Path:
-    """A diffusers folder of SDXL as it was published."""
-    small = builtin.FOLDER / "tiny-sdxl"
+def sdxl(folder: Path, *, published: bool = True) -> Path:
+    """A diffusers folder of SDXL as it was published, else of the built-in one's size."""
     for part in ("scheduler", "tokenizer", "tokenizer_2"):
-        shutil.copytree(small / part, folder / part)
-    shutil.copy(small / "model_index.json", folder / "model_index.json")
+        shutil.copytree(SMALL / part, folder / part)
+    shutil.copy(SMALL / "model_index.json", folder / "model_index.json")
+    configs = PUBLISHED if published else {name: small_config(name) for name in PUBLISHED}
     with torch.device("meta"), quiet_libraries():
         parts = {
-            "unet": UNet2DConditionModel(**UNET),
-            "vae": AutoencoderKL(**VAE),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT)),
-            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2)),
+            "unet": UNet2DConditionModel.from_config(configs["unet"]),
+            "vae": AutoencoderKL.from_config(configs["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+            "text_encoder_2": CLIPTextModelWithProjection(
+                CLIPTextConfig(**configs["text_encoder_2"])
+            ),
         }
     for name, module in parts.items():
         (folder / name).mkdir()
@@ -73,6 +82,12 @@ def sdxl(folder: Path) -> Path:
             module.save_config(folder / name)
             write_headers(folder / name / "diffusion_pytorch_model.safetensors", module)
     return folder
+
+
+def small_config(part: str) -> dict[str, Any]:
+    """A part's configuration in the built-in model."""
+    found: dict[str, Any] = json.loads((SMALL / part / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 UNET: Final[dict[str, Any]] = {
@@ -114,4 +129,10 @@ TEXT_2: Final[dict[str, Any]] = {
     "num_attention_heads": 20,
     "hidden_act": "gelu",
     "projection_dim": 1280,
+}
+PUBLISHED: Final[dict[str, dict[str, Any]]] = {
+    "unet": UNET,
+    "vae": VAE,
+    "text_encoder": TEXT,
+    "text_encoder_2": TEXT_2,
 }
