@@ -11,8 +11,10 @@ from acmsao_cli.models.dtypes import DTYPES
 def resolve_device(wanted: str) -> torch.device:
     """The device of `training.device`; raises ConfigError for a GPU that is not there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    if wanted == "auto" and not count:
+        return torch.device("cpu")
+    if wanted == "auto" or (wanted == "cuda" and count):  # tensors tell their device by its number
+        return torch.device("cuda", torch.cuda.current_device())
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(

@@ -175,8 +175,12 @@ def _on_meta(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def replace_layers(model: nn.Module, packed: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Put `packed(layer)` in the place of each layer of `model` for which it is not None."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if (replacement := packed(child)) is not None:
+    """Put `packed(layer)` in the place of each layer of `model` for which it is not None.
+
+    No layer is held longer than it takes to pack it.
+    """
+    for module in model.modules():
+        for name in [name for name, _ in module.named_children()]:
+            replacement = packed(getattr(module, name))
+            if replacement is not None:
                 setattr(module, name, replacement)

@@ -142,7 +142,8 @@ class ComposedOptimizer(torch.optim.Optimizer):
         if gradient is not None and (gradient.rows, gradient.cols) != tuple(parameter.shape):
             raise OptimizerError(f"the gradient of `{member.name}` has another shape")
         if gradient is not None or parameter.grad is not None:
-            self._order.append(member.number)
+            if gradient is None:  # one in rows comes after backward, in nobody's usual order
+                self._order.append(member.number)
             turn = replace(self._turn_of(member), gradient=gradient)
             self._advance(turn, self._expected_after(member))
 

@@ -48,6 +48,7 @@ class Case:
 
 FACTORED: Final = "optimizer.storage=factored"
 PLAIN: Final = ("model.dtype=bf16", "training.gradient_checkpointing=true")
+SLICED: Final = "memory.slice_head=true"
 STREAMED: Final = ("memory.resident_blocks=1",)
 AWAY: Final = ("memory.resident_blocks=0", "memory.offload_activations=true")
 
@@ -75,7 +76,7 @@ CASES: Final[tuple[Case, ...]] = (
         beside="8b-s2048-resident",
         tiny=STREAMED,
     ),
-    Case("8b-s2048-under-4", LLAMA_8B, (_length(2048),), 4.0, tiny=AWAY),
+    Case("8b-s2048-under-4", LLAMA_8B, (_length(2048), SLICED), 4.0, tiny=AWAY),
     Case(
         "70b-qlora",
         LLAMA_70B,

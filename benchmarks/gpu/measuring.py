@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from cases import CARD, Case, config_of
 from entries import LR, Absent, Theirs, installed
+from limits import limited
 from torch import Tensor
 from weights import opened, random_batch, write_model
 
@@ -82,16 +83,6 @@ def measure(case: Case, asked: Asked, turn: Turn) -> Row:
             row["measured"] = counted(torch.device(asked.device), asked)
     row["seconds"] = round(time.monotonic() - began, 1)
     return row
-
-
-def limited(device: torch.device, cap_gib: float | None) -> str:
-    """Let torch's allocator take no more than the cap; returns the device's name."""
-    if device.type != "cuda":
-        return "cpu"
-    about = torch.cuda.get_device_properties(device)
-    share = 1.0 if cap_gib is None else min(1.0, cap_gib * GIB / about.total_memory)
-    torch.cuda.set_per_process_memory_fraction(share, device.index or 0)
-    return f"{about.name}, {about.total_memory / GIB:.1f} GiB"
 
 
 def told(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Planned against measured peaks of training steps, under the memory of a smaller card.
 
-python benchmarks/gpu/plan_and_truth.py [--device cuda] [--card-gb 16] [--steps 8] [--json FILE]
+python benchmarks/gpu/plan_and_truth.py [--device cuda] [--card-gib 16] [--steps 8] [--json FILE]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from limits import limited
 
 from acmsao_cli.cli.quiet import quiet_libraries
 from acmsao_cli.config.layers import Request, resolve
@@ -23,6 +24,7 @@ from acmsao_cli.engine.assemble import assemble
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import train
 from acmsao_cli.engine.measured import Expectation
+from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.signals import Stop
 from acmsao_cli.memory.planner import plan
 from acmsao_cli.versions import versions
@@ -68,20 +70,17 @@ def main() -> None:
     """Run every case and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--card-gb", type=float, default=16.0)
+    parser.add_argument("--card-gib", type=float, default=16.0)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     quiet_libraries()
-    if options.device.startswith("cuda"):
-        total = torch.cuda.get_device_properties(options.device).total_memory
-        share = min(1.0, options.card_gb * 1e9 / total)
-        torch.cuda.set_per_process_memory_fraction(share, options.device)
+    limited(resolve_device(options.device), options.card_gib)
     found = {
         "what": "planned and measured peak of training steps",
         "command": " ".join(["python", *sys.argv]),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "card_gb": options.card_gb,
+        "card_gib": options.card_gib,
         "cases": list(results(options.device, options.steps)),
         "versions": versions(),
     }

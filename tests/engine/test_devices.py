@@ -37,6 +37,8 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_cards")
 def test_auto_takes_the_card_and_the_dtype_it_computes_in() -> None:
     assert resolve_device("auto") == torch.device("cuda", 0)
+    assert resolve_device("cuda") == torch.device("cuda", 0)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_dtype("auto", torch.device("cuda", 0)) is torch.float32
     assert resolve_dtype("auto", torch.device("cuda", 1)) is torch.bfloat16
