@@ -33,7 +33,8 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
     entry = tokens * hidden * size
     ends = 4 * tokens * hidden * size
     chunk = min(trainee.at_once or tokens, tokens)
-    trained_head = vocabulary * hidden * size if full else 0
+    whole_head = full and not trainee.recipe.memory.slice_head
+    trained_head = vocabulary * hidden * size if whole_head else 0
     logits = chunk * vocabulary
     head = logits * 2 * size + trained_head + 8 * min(SLICE_ENTRIES, logits)
     kept = len(blocks) * (entry if checkpointed else layer)
