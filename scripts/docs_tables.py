@@ -8,7 +8,9 @@ writes.
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -224,7 +226,124 @@ def other_names() -> str:
     return rows("| name | here |", lines)
 
 
+def decided_sdxl() -> str:
+    """What the presets decide for SDXL."""
+    return decided_table("pictures")
+
+
+def decided_texts() -> str:
+    """What the presets decide for language models."""
+    return decided_table("text")
+
+
+def decided_table(kind: str) -> str:
+    """What the presets decide, by model and method, from the values that tests hold."""
+    golden = test_module("memory.golden")
+    known, presets = golden.golden(), golden.PRESETS
+    methods = golden.METHODS[kind]
+    found = dict.fromkeys(
+        (one.model, one.method) for one in golden.cases() if one.method in methods
+    )
+    models = [
+        (model, method) for model, method in found if (model == golden.SDXL) == (kind == "pictures")
+    ]
+    return rows(
+        f"| training | {' | '.join(f'`{preset}`' for preset in presets)} |",
+        (
+            f"| {model} {method} | "
+            + " | ".join(decided_words(known[f"{model} {method} {preset}"]) for preset in presets)
+            + " |"
+            for model, method in models
+        ),
+    )
+
+
+def decided_tiers() -> str:
+    """What the presets decide for the batch that their cards began with."""
+    golden = test_module("memory.golden")
+    known, tiers = golden.golden(), golden.TIERS
+    heads = " | ".join(f"`{preset}`, batch {size}" for preset, size in tiers.items())
+    return rows(
+        f"| SDXL | {heads} |",
+        (
+            f"| {method.removeprefix('tier ')} | "
+            + " | ".join(decided_words(known[f"sdxl {method} {preset}"]) for preset in tiers)
+            + " |"
+            for method in golden.METHODS["tiers"]
+        ),
+    )
+
+
+def decided_words(entry: Mapping[str, Any]) -> str:
+    """A decision in a few words, the need first."""
+    if not entry["fits"]:
+        return "does not fit"
+    decided = entry["decided"]
+    blocks = decided.get("memory.resident_blocks", "all")
+    words = [
+        f"**{entry['needs_gib']:.1f}**",
+        decided.get("optimizer.storage", ""),
+        "ckpt" if decided.get("training.gradient_checkpointing") else "",
+        f"{blocks} blocks stay, {entry['host_gib']:.1f} in RAM" if blocks != "all" else "",
+        "acts in RAM" if decided.get("memory.offload_activations") else "",
+    ]
+    return ", ".join(word for word in words if word)
+
+
+def switches() -> str:
+    """What each switch buys, turned on one after another."""
+    module = test_module("memory.switches")
+    known, told = module.planned(), []
+    for ladder in module.LADDERS:
+        told.append(f"| **{ladder.title}** | | | | |")
+        before = None
+        for key, _ in module.rungs(ladder):
+            entry, name = known[key], key.removeprefix(f"{ladder.title}: ")
+            saved = "" if before is None else f"{before - entry['needs_gib']:.2f}"
+            before = entry["needs_gib"]
+            sizes = entry["by_category"]
+            most = ", ".join(f"{what} {size:.2f}" for what, size in sizes.items() if size >= 0.1)
+            away = f"{entry['host_gib']:.1f}" if entry["host_gib"] else ""
+            label = name if name == "plain" else f"`{name}`"
+            told.append(f"| {label} | {entry['needs_gib']:.2f} | {saved} | {most} | {away} |")
+    return rows("| switch | needs, GiB | saves | at the peak | in RAM |", told)
+
+
+def peers() -> str:
+    """Published figures of other programs beside what is planned here."""
+    module = test_module("memory.switches")
+    known = module.planned()
+    return rows(
+        "| job | published | planned here |",
+        (
+            f"| {job.title} | {'; '.join(job.published)} | "
+            + "; ".join(f"{planned_words(known[job.key(way)])}: {way}" for way in job.ways)
+            + " |"
+            for job in module.JOBS
+        ),
+    )
+
+
+def planned_words(entry: Mapping[str, Any]) -> str:
+    """What a plan needs."""
+    away = f" and {entry['host_gib']:.1f} in RAM" if entry["host_gib"] else ""
+    return f"{entry['needs_gib']:.1f} GiB{away}"
+
+
+def test_module(name: str) -> Any:
+    """A module of the tests, which hold the values that a table shows."""
+    folder = str(DOCS.parent / "tests")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "decided_sdxl": decided_sdxl,
+    "decided_texts": decided_texts,
+    "decided_tiers": decided_tiers,
+    "switches": switches,
+    "peers": peers,
     "recipe_keys": recipe_keys,
     "recipes": recipes,
     "presets": presets,

@@ -1,6 +1,7 @@
 """What each preset decides for published models, as a value that a file can hold.
 
-python tests/memory/golden.py [MODEL ...] writes the entries of these models, or of all, anew.
+python tests/memory/golden.py [MODEL ...] writes the entries of these models, or of all, anew;
+with --missing those that are not there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from acmsao_cli.memory.choose import decide
 FILE: Final = Path(__file__).parent / "golden.json"
 SDXL: Final = "sdxl"
 PRESETS: Final = tuple(CARDS)
+# The tiers that the presets began as: a batch for each size of card.
+TIERS: Final = {"16gb": 1, "24gb": 4, "80gb": 16}
 TEXT_SETTINGS: Final = (
     *("data.source=builtin:pirate", "data.max_length=2048"),
     *("training.batch_size=1", "training.accumulation=1"),
@@ -45,6 +48,16 @@ METHODS: Final[dict[str, dict[str, tuple[str, tuple[str, ...]]]]] = {
         "full": ("sdxl-full", PICTURE_SETTINGS),
         "full+te": ("sdxl-full", (*PICTURE_SETTINGS, *ENCODERS)),
     },
+    # Each with its tier's batch.
+    "tiers": {
+        "tier lora": ("sdxl-lora", PICTURE_SETTINGS),
+        "tier full": ("sdxl-full", PICTURE_SETTINGS),
+        "tier full acmsao": ("sdxl-full", (*PICTURE_SETTINGS, "optimizer.name=acmsao")),
+        "tier full prodigy": (
+            "sdxl-full",
+            (*PICTURE_SETTINGS, "optimizer.name=prodigy", "optimizer.lr=1"),
+        ),
+    },
 }
 
 
@@ -62,6 +75,8 @@ class Case:
     def decided(self, folder: Path) -> dict[str, Any]:
         """What is decided for the model in `folder`."""
         recipe, settings = methods_of(self.model)[self.method]
+        if self.method in METHODS["tiers"]:
+            settings = (*settings, f"training.batch_size={TIERS[self.preset]}")
         request = Request(recipe, self.preset, (f"model.source={folder}", *settings))
         card = card_named(self.preset)
         found = decide(resolve(request), card)
@@ -77,14 +92,14 @@ class Case:
 
 def methods_of(model: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Recipes and settings by method."""
-    return METHODS["pictures" if model == SDXL else "text"]
+    return METHODS["pictures"] | METHODS["tiers"] if model == SDXL else METHODS["text"]
 
 
 def cases(models: tuple[str, ...] = (SDXL, *LANGUAGE_MODELS)) -> Iterator[Case]:
     """Every case of these models."""
     for model in models:
         for method in methods_of(model):
-            for preset in PRESETS:
+            for preset in TIERS if method in METHODS["tiers"] else PRESETS:
                 yield Case(model, method, preset)
 
 
@@ -101,12 +116,15 @@ def golden() -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Compute and write."""
-    models = tuple(sys.argv[1:]) or (SDXL, *LANGUAGE_MODELS)
+    named = [one for one in sys.argv[1:] if one != "--missing"]
+    models = tuple(named) or (SDXL, *LANGUAGE_MODELS)
     known = golden() if FILE.is_file() else {}
     with tempfile.TemporaryDirectory() as base:
         for model in models:
             folder = write_model(model, Path(base) / model)
             for case in cases((model,)):
+                if "--missing" in sys.argv and str(case) in known:
+                    continue
                 known[str(case)] = case.decided(folder)
                 print(case, known[str(case)], flush=True)
             ordered = {str(one): known[str(one)] for one in cases() if str(one) in known}
