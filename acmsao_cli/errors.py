@@ -94,7 +94,7 @@ class DoesNotFitError(AcmsaoError):
 class MemoryRanOutError(DoesNotFitError):
     """Memory ran out while steps were taken; `early`: among the first ones of this process."""
 
-    def __init__(self, message: str, *, early: bool, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, early: bool = False, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.early = early
 

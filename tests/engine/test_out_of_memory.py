@@ -50,11 +50,11 @@ def failing_update(run: Any, at_step: int) -> None:
     step_parameter = type(run.core.optimizer).step_parameter
     seen: list[Any] = []
 
-    def full(parameter: Any) -> None:
+    def full(parameter: Any, gradient: Any = None) -> None:
         if run.step == at_step and parameter is second:
             raise FULL
         seen.append(parameter)
-        step_parameter(run.core.optimizer, parameter)
+        step_parameter(run.core.optimizer, parameter, gradient)
 
     run.core.optimizer.step_parameter = full
 
