@@ -90,12 +90,13 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
     from acmsao_cli.checkpoint.store import open_checkpoint
+    from acmsao_cli.config.auto import value_of
     from acmsao_cli.engine.assemble import check_continuation
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.signals import stop_on_signal
     from acmsao_cli.memory.advise import out_of_memory_named
-    from acmsao_cli.memory.ladder import as_it_went_on
+    from acmsao_cli.memory.ladder import as_it_went_on, words_of
 
     place = choose_place(config.name, output, resume)
     with stop_on_signal() as stop, place.folder.locked(), out_of_memory_named(config.recipe):
@@ -113,6 +114,11 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
         announce(planned, place, len(examples), listener)
         for change in changes:
             listener(Notice(f"changed since the checkpoint: {change}"))
+        if config.before:
+            words = words_of(
+                asked.recipe, {key: value_of(config.recipe, key) for key in config.before}
+            )
+            listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
         training = Training(asked, place, examples, checkpoint, stop, listener)
         training.down_the_ladder(planned)
 

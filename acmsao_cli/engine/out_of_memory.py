@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import torch
+
+from acmsao_cli.engine.report import human_bytes
 
 # Failures in the first steps of a process are of its settings; later ones of a larger example, or
 # of another program that took memory.
@@ -22,6 +25,8 @@ SAID: Final = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+# The CUDA allocator's words and the CPU's: both go on with more than one wants to know.
+TRIED: Final = re.compile(r"ried to allocate ([\d.]+) ?(\w+)")
 
 
 @dataclass
@@ -38,10 +43,11 @@ def reason_of(error: BaseException) -> str | None:
         isinstance(error, RuntimeError) and any(said in text for said in SAID)
     ):
         return None
-    line = (text.splitlines() or ["the system has no more"])[0]
-    # torch goes on with the state of its allocator, in the same line.
-    sentences = line.removeprefix("CUDA out of memory. ").split(". ")
-    return sentences[0].rstrip(".")
+    if wanted := TRIED.search(text):
+        amount, unit = wanted.groups()
+        size = human_bytes(float(amount)) if unit == "bytes" else f"{amount} {unit}"
+        return f"tried to allocate {size}"
+    return (text.splitlines() or ["the system has no more"])[0]
 
 
 def ran_out(work: Callable[[], None]) -> str | None:

@@ -150,6 +150,11 @@ def streamed(recipe: Recipe, trainee: Trainee) -> BlockStream | None:
             "`memory.resident_blocks` is set, but this model has no list of blocks",
             hint="leave it out: the whole model stays on the device",
         )
+    if resident > len(blocks):
+        raise ConfigError(
+            f"`memory.resident_blocks` is {resident}, but this model has {len(blocks)} blocks",
+            hint="all keeps every one of them on the device",
+        )
     modules = trainee.modules().values()
     frozen_only = recipe.method.kind != "full"
     return stream_blocks(modules, blocks, resident, trainee.device, frozen_only=frozen_only)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from acmsao_cli.config.auto import BLOCKS, CHECKPOINTING, OFFLOADING, with_values
 from acmsao_cli.config.causal_lm import CausalLmRecipe
@@ -14,10 +14,12 @@ from acmsao_cli.config.rules import broken_rules
 from acmsao_cli.engine.out_of_memory import reason_of
 from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.report import human_bytes
-from acmsao_cli.errors import DoesNotFitError
+from acmsao_cli.errors import ConfigError, DoesNotFitError
 from acmsao_cli.memory.cards import Card
 from acmsao_cli.memory.fit import bounds
 from acmsao_cli.memory.planner import MemoryPlan, plan
+
+SLICE: Final = "memory.slice_head"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def changes(recipe: Recipe) -> list[Change]:
     if isinstance(recipe, CausalLmRecipe) and recipe.memory.loss_chunk is None:
         found.append(Change((("memory.loss_chunk", "auto"),), ()))
     if isinstance(recipe, CausalLmRecipe) and _may_slice(recipe):
-        sliced = (("memory.slice_head", True),)
+        sliced = ((SLICE, True),)
         found.append(Change(sliced, ("the head's products several times more",)))
     if training.batch_size > 1:
         found.append(_smaller_batch(recipe))
@@ -80,7 +82,7 @@ def changes(recipe: Recipe) -> list[Change]:
 
 
 def _may_slice(recipe: CausalLmRecipe) -> bool:
-    sliced = with_values(recipe, {"memory.slice_head": True})
+    sliced = with_values(recipe, {SLICE: True})
     return not recipe.memory.slice_head and not any(broken_rules(sliced, {}, ""))
 
 
@@ -129,10 +131,13 @@ def with_change(recipe: Recipe, change: Change) -> Recipe:
     return with_values(recipe, dict(change.settings))
 
 
-def planned(config: RunConfig, change: Change, card: Card | None = None) -> Planned:
-    """Plan the run with the change."""
+def planned(config: RunConfig, change: Change, card: Card | None = None) -> Planned | None:
+    """Plan the run with the change; None where the model refuses it."""
     changed = replace(config, recipe=with_change(config.recipe, change))
-    return Planned(change, plan(changed, card).needed_bytes)
+    try:
+        return Planned(change, plan(changed, card).needed_bytes)
+    except ConfigError:
+        return None
 
 
 def require_fit(made: MemoryPlan, config: RunConfig) -> None:
@@ -151,7 +156,8 @@ def require_fit(made: MemoryPlan, config: RunConfig) -> None:
 
 def what_fits(config: RunConfig, made: MemoryPlan, bound: float) -> str:
     """The single changes that fit, else the fewest together, cheapest first; or that none do."""
-    known = [planned(config, change, made.card) for change in changes(config.recipe)]
+    tried = [planned(config, change, made.card) for change in changes(config.recipe)]
+    known = [one for one in tried if one is not None]
     fitting = [one for one in known if one.needed_bytes <= bound]
     if fitting:
         return "\n".join(["any one of these fits:", *(_line(one, made) for one in fitting)])
@@ -174,7 +180,7 @@ def _together(
         for change in rest:
             first = first + change
         made = planned(config, first, card)
-        if made.needed_bytes <= bound:
+        if made is None or made.needed_bytes <= bound:
             return made
     return made
 
@@ -188,7 +194,7 @@ def _line(one: Planned, made: MemoryPlan) -> str:
 
 def advice(recipe: Recipe) -> str:
     """What makes such a run smaller where it runs, unplanned."""
-    found = changes(recipe)
+    found = [one for one in changes(recipe) if SLICE not in dict(one.settings)]  # not of any model
     if resolve_device(recipe.training.device).type != "cuda":  # nothing is gained by the host's
         found = [one for one in found if not dict(one.settings).keys() & {BLOCKS, OFFLOADING}]
     words = "; ".join(map(str, found))

@@ -73,7 +73,7 @@ def test_a_late_failure_saves_and_the_run_goes_on_to_the_same_bits(
 
     run, folder = make_run(config), RunFolder(tmp_path / "parts")
     failing_forward(run, LATE)
-    with pytest.raises(MemoryRanOutError, match=f"in step {LATE + 1}: Tried to alloc") as told:
+    with pytest.raises(MemoryRanOutError, match=f"in step {LATE + 1}: tried to alloc") as told:
         train(run, folder, Stop(), ignore)
     assert not told.value.early
     assert f"checkpoint is at step {LATE}" in told.value.message

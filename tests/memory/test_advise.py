@@ -10,7 +10,7 @@ from micro.causal_lm import build_model, build_recipe, build_tokenizer
 
 from acmsao_cli.config.recipe import Recipe, RunConfig
 from acmsao_cli.errors import DoesNotFitError
-from acmsao_cli.memory.advise import changes, planned, require_fit, with_change
+from acmsao_cli.memory.advise import advice, changes, planned, require_fit, with_change
 from acmsao_cli.memory.planner import plan
 from acmsao_cli.models.quiet import quiet_libraries
 
@@ -102,3 +102,22 @@ def test_portions_of_a_fused_run_keep_gradients_and_one_portion_does_not(folder:
     first = changes(run.recipe)[0]
     assert str(first) == "--set training.accumulation=1"
     assert planned(run, first).needed_bytes < plan(run).needed_bytes
+
+
+def test_a_change_that_the_model_refuses_is_not_advised(tmp_path: Path) -> None:
+    """The head of this one is its embedding."""
+    with quiet_libraries():
+        build_model("llama-tied").save_pretrained(tmp_path)
+        build_tokenizer().save_pretrained(tmp_path)
+    fused = {"optimizer": {"fused_backward": True}, "training": {"clip_norm": None}}
+    run = config(tmp_path, **FULL, **fused)
+    refused = [one for one in changes(run.recipe) if planned(run, one) is None]
+    assert [str(one) for one in refused] == ["--set memory.slice_head=true"]
+    assert "slice_head" not in hint(run, 1.0)
+    assert "slice_head" not in advice(run.recipe)
+
+
+def test_a_sliced_head_is_advised_where_it_helps(folder: Path) -> None:
+    fused = {"optimizer": {"fused_backward": True}, "training": {"clip_norm": None}}
+    run = config(folder, **FULL, **fused)
+    assert all(planned(run, one) is not None for one in changes(run.recipe))

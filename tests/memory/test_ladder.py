@@ -192,12 +192,15 @@ def test_a_run_whose_memory_never_ran_out_goes_on_as_asked() -> None:
             torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB"
             ),
-            "Tried to allocate 2.00 GiB",
+            "tried to allocate 2.00 GiB",
         ),
         (MemoryError(), "the system has no more"),
         (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 64 bytes"),
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: 64 bytes",
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 1610612736 bytes. Error code 12 (Cannot allocate)"
+            ),
+            "tried to allocate 1.50 GiB",
         ),
         (RuntimeError("CUDA error: out of memory\nmore"), "CUDA error: out of memory"),
     ],

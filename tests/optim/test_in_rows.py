@@ -12,6 +12,7 @@ from acmsao_cli.optim.in_rows import TOGETHER, GradientInRows
 from acmsao_cli.optim.tracing import StorageTracer
 
 SHAPE = (288, 64)
+CASES = [case for case in every_case() if case.dtype is torch.bfloat16]  # as large heads are
 
 
 def stepped(case: Case, in_rows: bool) -> dict[str, torch.Tensor]:
@@ -36,7 +37,7 @@ def stepped(case: Case, in_rows: bool) -> dict[str, torch.Tensor]:
     return {"weights": parameter.detach(), "norm": norm} | optimizer.state_tensors()
 
 
-@pytest.mark.parametrize("case", every_case(), ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_give_the_bits_of_the_whole(case: Case) -> None:
     whole, rows = stepped(case, in_rows=False), stepped(case, in_rows=True)
     assert whole.keys() == rows.keys()
