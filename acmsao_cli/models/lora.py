@@ -143,10 +143,15 @@ def attach_lora(
     config = lora_config(method, endings, fan_in_fan_out=transposed)
     with torch.random.fork_rng(devices=[]):  # peft draws first weights; ours replace them
         add_adapter = getattr(model, "add_adapter", None)
-        if callable(add_adapter):
-            add_adapter(config, ADAPTER)
-        else:
-            inject_adapter_in_model(config, model, ADAPTER)
+        try:
+            if callable(add_adapter):
+                add_adapter(config, ADAPTER)
+            else:
+                inject_adapter_in_model(config, model, ADAPTER)
+        except ValueError as error:  # some kinds of model compute with a layer's weight themselves
+            raise ConfigError(
+                f"method.targets cannot be: {error}", hint="name other layers in method.targets"
+            ) from error
     initialise(model, seed, component)
 
 

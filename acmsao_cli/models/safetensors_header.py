@@ -114,7 +114,8 @@ def _damaged(path: Path, reason: str) -> ModelError:
 
 def _header_length(path: Path, start: bytes, file_bytes: int) -> int:
     for prefix, kind in IMPOSTORS.items():
-        if start.startswith(prefix):
+        # A length may begin with any byte, but the header behind it is a table.
+        if start.startswith(prefix) and start[8:9] != b"{":
             raise ModelError(f"{path} is not a safetensors file: it is {kind}")
     if file_bytes < 10:
         raise _damaged(path, f"it has only {file_bytes} bytes")

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from acmsao_cli.errors import OptimizerError
 from acmsao_cli.optim.execution import BLOCK
 from acmsao_cli.optim.in_rows import Gradient, GradientInRows
 from acmsao_cli.optim.storage.codec import State
+
+# Longer than any kernel of a convolution, shorter than any matrix worth the name.
+MATRIX_SIDE: Final = 32
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,15 @@ class Batch:
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a parameter of this shape."""
+    """Rows and columns of a parameter of this shape; of a stack of matrices, all their rows.
+
+    Experts come as (experts, out, in): as (experts, out x in) a row would be a whole matrix, which
+    no block of rows could make small. What has three sides and a short last one is a convolution.
+    """
     if len(shape) < 2:
         return 1, math.prod(shape)
+    if len(shape) == 3 and min(shape[1:]) >= MATRIX_SIDE:
+        return shape[0] * shape[1], shape[2]
     return shape[0], math.prod(shape[1:])
 
 

@@ -18,6 +18,7 @@ from acmsao_cli.data.randomness import Draw
 from acmsao_cli.engine import activations, streaming
 from acmsao_cli.engine.step import Core, build_core, training_step
 from acmsao_cli.engine.streaming import WINDOW, spread
+from acmsao_cli.errors import ConfigError
 from acmsao_cli.models import catalog
 from acmsao_cli.models.quiet import quiet_libraries
 
@@ -137,3 +138,21 @@ def test_the_blocks_that_stay_are_spread_evenly() -> None:
     blocks = [nn.Identity() for _ in range(8)]
     places = [[blocks.index(block) for block in spread(blocks, count)] for count in (0, 1, 4, 8)]
     assert places == [[], [0], [0, 2, 4, 6], list(range(8))]
+
+
+def test_a_sliced_head_beside_streamed_blocks_has_the_bits_of_one_beside_resident_ones(
+    folders: dict[str, Path],
+) -> None:
+    memory = {"slice_head": True}
+    _, resident, losses = trained(recipe_of("causal_lm", folders["causal_lm"], memory, **FULL))
+    away = memory | {"resident_blocks": 0, "offload_activations": True}
+    _, streamed, others = trained(recipe_of("causal_lm", folders["causal_lm"], away, **FULL))
+    assert losses == others
+    for name, value in resident.items():
+        assert torch.equal(value, streamed[name]), name
+
+
+def test_more_blocks_than_there_are_cannot_stay(folders: dict[str, Path]) -> None:
+    recipe = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 99}, **FULL)
+    with pytest.raises(ConfigError, match=r"resident_blocks` is 99, but this model has \d+ blocks"):
+        trained(recipe, steps=0)

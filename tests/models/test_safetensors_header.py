@@ -74,6 +74,15 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes) -> No
         read_header(file)
 
 
+@pytest.mark.parametrize("length", [ord("<"), ord("<") + 256 * ord("h")])
+def test_a_length_that_looks_like_a_web_page_is_a_length(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "fine.safetensors"
+    text = json.dumps({"a": entry(0, 4, [1], "F32")}).encode()
+    padded = text + b" " * (length - len(text))
+    file.write_bytes(len(padded).to_bytes(8, "little") + padded + b"1234")
+    assert read_header(file).num_parameters == 1
+
+
 def make_directory(path: Path) -> None:
     path.mkdir()
 

@@ -7,7 +7,7 @@ import torch
 from optim.harness import Case, every_case, sums
 
 from acmsao_cli.optim import ONE_BY_ONE, ComposedOptimizer, Stacking, accounting, build_pipeline
-from acmsao_cli.optim.batches import BLOCK
+from acmsao_cli.optim.batches import BLOCK, matrix_shape
 from acmsao_cli.optim.execution import spans_of
 
 every = pytest.mark.parametrize("case", every_case(), ids=str)
@@ -73,3 +73,28 @@ def test_spans_cover_everything_and_start_where_packed_entries_start() -> None:
             assert spans[-1].stop == (shape[1] if shape[1] > 1 else shape[2])
             assert all(a.stop == b.start for a, b in itertools.pairwise(spans))
             assert all(span.offset % aligned == 0 for span in spans)
+
+
+def test_a_stack_of_matrices_is_stepped_in_rows_of_the_matrices() -> None:
+    """As experts come: (experts, out, in). A convolution in one dimension is none."""
+    assert matrix_shape((8, 28_672, 4096)) == (8 * 28_672, 4096)
+    assert matrix_shape((1536, 1, 4)) == (1536, 4)
+    assert matrix_shape((64, 48, 2)) == (64, 96)
+    assert matrix_shape((320, 4, 3, 3)) == (320, 36)
+    pipeline = build_pipeline("adamw", storage="factored", gradient_edits=["rms_clip"])
+    shape = (8, 28_672, 4096)
+    assert accounting.workspace_bytes(pipeline, [shape], torch.bfloat16, ONE_BY_ONE) <= 64 * 2**20
+
+
+def test_a_stack_of_matrices_steps_as_they_do_side_by_side() -> None:
+    torch.manual_seed(0)
+    stack, gradient = torch.randn(3, 40, 36), torch.randn(3, 40, 36)
+    found = []
+    for shape in (stack.shape, (120, 36)):
+        parameter = torch.nn.Parameter(stack.clone().reshape(shape))
+        pipeline = build_pipeline("adamw", storage="factored")
+        optimizer = ComposedOptimizer([("w", parameter)], pipeline, lr=0.01)
+        parameter.grad = gradient.reshape(shape)
+        optimizer.step()
+        found.append(parameter.detach().reshape(stack.shape))
+    assert torch.equal(*found)

@@ -47,7 +47,7 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
 
 def _layer_bytes(config: Any, full: bool) -> int:
     """Of a token, in bf16."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
+    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
     width = getattr(config, "head_dim", None) or hidden // heads
     queries = heads * width
     keys = (getattr(config, "num_key_value_heads", None) or heads) * width
