@@ -21,6 +21,7 @@ from acmsao_cli.engine.step import Core, build_core, trained, training_step
 from acmsao_cli.memory.allocator import BLOCK, reserved_bytes
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.memory.cards import CONTEXT_BYTES, Card
+from acmsao_cli.memory.experts import grouped_products
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch, Facts
 from acmsao_cli.models.dtypes import DTYPES
@@ -121,7 +122,7 @@ def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
         trainee = family.open(recipe, torch.device("meta"), dtype)
         core = build_core(recipe, trainee, recipe.training.steps or 1)  # any length needs the same
         core.optimizer.skip_to_full_step()
-        with fused_attention_shapes():
+        with fused_attention_shapes(), grouped_products():
             tracer = trace_step(core, meta_batches(core, recipe))
     on_gpu = device.type == "cuda"
     context = CONTEXT_BYTES if on_gpu else 0

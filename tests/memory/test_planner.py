@@ -16,6 +16,7 @@ from acmsao_cli.data.base import Example, ImageExample, TextExample
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.engine.step import Core, build_core
 from acmsao_cli.memory.attention import fused_attention_shapes
+from acmsao_cli.memory.experts import grouped_products
 from acmsao_cli.memory.planner import BLOCK, meta_batches, plan, trace_step
 from acmsao_cli.models import catalog
 from acmsao_cli.models.quiet import quiet_libraries
@@ -33,9 +34,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("models")
     with quiet_libraries():
         micro_pipeline(Widths()).save_pretrained(base / "sdxl")
-        build_model("llama").save_pretrained(base / "causal_lm")
-        build_tokenizer().save_pretrained(base / "causal_lm")
-    return {name: base / name for name in ("sdxl", "causal_lm")}
+        for kind, name in (("llama", "causal_lm"), ("qwen3-moe", "experts")):
+            build_model(kind).save_pretrained(base / name)
+            build_tokenizer().save_pretrained(base / name)
+    return {name: base / name for name in ("sdxl", "causal_lm", "experts")}
 
 
 def recipe_of(family: str, folders: dict[str, Path], **sections: Any) -> Recipe:
@@ -52,7 +54,7 @@ def opened(recipe: Recipe, device: str) -> Core:
 def planned(recipe: Recipe) -> dict[str, int]:
     """Bytes at the peak of a step that never happens."""
     core = opened(recipe, "meta")
-    with fused_attention_shapes():
+    with fused_attention_shapes(), grouped_products():
         return dict(trace_step(core, meta_batches(core, recipe)).peak)
 
 
@@ -95,6 +97,14 @@ def test_the_meta_device_holds_what_a_real_step_holds(
     folders: dict[str, Path], family: str, sections: dict[str, Any]
 ) -> None:
     recipe = recipe_of(family, folders, **sections)
+    foretold, truth = planned(recipe), real(recipe)
+    assert sum(foretold.values()) == pytest.approx(sum(truth.values()), rel=0.02)
+    assert foretold["weights"] == truth["weights"]
+
+
+@pytest.mark.parametrize("sections", [FULL | FUSED, LORA, FULL | {"training": CHECKPOINTED}])
+def test_experts_are_foretold(folders: dict[str, Path], sections: dict[str, Any]) -> None:
+    recipe = recipe_of("experts", folders, **sections)
     foretold, truth = planned(recipe), real(recipe)
     assert sum(foretold.values()) == pytest.approx(sum(truth.values()), rel=0.02)
     assert foretold["weights"] == truth["weights"]

@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
@@ -137,6 +139,10 @@ def build_model(kind: str) -> Any:
         return Gemma2ForCausalLM(
             Gemma2Config(**size, head_dim=8, final_logit_softcapping=5.0, sliding_window=32)
         )
+    if kind == "qwen3-moe":
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        config = Qwen3MoeConfig(**size, **experts, head_dim=8, tie_word_embeddings=False)
+        return Qwen3MoeForCausalLM(config)
     assert kind == "gpt2"
     return GPT2LMHeadModel(
         GPT2Config(
