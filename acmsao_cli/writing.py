@@ -46,6 +46,8 @@ def staged(path: Path) -> Iterator[Path]:
             yield stage
             _settle(stage)
             if path.is_dir():
+                if not stage.is_dir():
+                    raise in_the_way(path)
                 _remove(path)
             os.replace(stage, path)
             flush_folder(path.parent)
@@ -54,9 +56,18 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Replace `file` by `content` in one step. Raises OutputError."""
+    """Replace `file` by `content` in one step. Raises OutputError, also where a folder is there."""
+    if file.is_dir():  # before its name is asked for: `.` has none
+        raise in_the_way(file)
     with staged(file) as stage:
         stage.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def in_the_way(path: Path) -> OutputError:
+    """The error of a folder where a file is to be: what is in it is never taken away for that."""
+    return OutputError(
+        f"cannot write to {path}: it is a folder", hint="name a file, in it or elsewhere"
+    )
 
 
 def vacant(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,30 @@ def test_a_file_in_the_way_of_a_folder_is_an_output_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
         write_whole(tmp_path / "file" / "x.txt", "text")
+
+
+def stage_a_file(place: Path) -> None:
+    with staged(place) as stage:
+        stage.write_text("new")
+
+
+@pytest.mark.parametrize("write", [lambda place: write_whole(place, "new"), stage_a_file])
+def test_a_file_never_takes_the_place_of_a_folder(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    """What a user keeps in a folder must outlive a path that names the folder by mistake."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "precious").write_text("kept")
+    with pytest.raises(OutputError, match="it is a folder"):
+        write(folder)
+    assert (folder / "precious").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_the_folder_one_stands_in_is_none_to_write_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="it is a folder"):
+        write_whole(Path(), "new")
