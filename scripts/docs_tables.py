@@ -240,20 +240,18 @@ def decided_table(kind: str) -> str:
     """What the presets decide, by model and method, from the values that tests hold."""
     golden = test_module("memory.golden")
     known, presets = golden.golden(), golden.PRESETS
-    methods = golden.METHODS[kind]
-    found = dict.fromkeys(
-        (one.model, one.method) for one in golden.cases() if one.method in methods
+    trainings = dict.fromkeys(
+        f"{one.model} {one.method}"
+        for one in golden.cases()
+        if (one.model == golden.SDXL) == (kind == "pictures") and one.method in golden.METHODS[kind]
     )
-    models = [
-        (model, method) for model, method in found if (model == golden.SDXL) == (kind == "pictures")
-    ]
     return rows(
         f"| training | {' | '.join(f'`{preset}`' for preset in presets)} |",
         (
-            f"| {model} {method} | "
-            + " | ".join(decided_words(known[f"{model} {method} {preset}"]) for preset in presets)
+            f"| {training} | "
+            + " | ".join(decided_words(known[f"{training} {preset}"]) for preset in presets)
             + " |"
-            for model, method in models
+            for training in trainings
         ),
     )
 

@@ -7,10 +7,11 @@ Presets leave them open, and the planner decides them for the model and the card
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from acmsao_cli.config.parts import AUTO
-from acmsao_cli.config.recipe import Recipe
+from acmsao_cli.config.recipe import Origin, Recipe, RunConfig
 
 STORAGE: Final = "optimizer.storage"
 CHECKPOINTING: Final = "training.gradient_checkpointing"
@@ -50,6 +51,12 @@ def with_values(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
             section = section[name]
         section[last] = value
     return type(recipe).model_validate(values)
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any], origin: Origin) -> RunConfig:
+    """The run with other values by dotted key, each from `origin`."""
+    origins = config.origins | dict.fromkeys(settings, origin)
+    return replace(config, recipe=with_values(config.recipe, settings), origins=origins)
 
 
 def can_stream(recipe: Recipe) -> bool:

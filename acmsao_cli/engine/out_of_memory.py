@@ -26,7 +26,7 @@ SAID: Final = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 # The CUDA allocator's words and the CPU's: both go on with more than one wants to know.
-TRIED: Final = re.compile(r"ried to allocate ([\d.]+) ?(\w+)")
+TRIED: Final = re.compile(r"tried to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from acmsao_cli.config.auto import (
     OPTIONS,
     STORAGE,
     can_stream,
+    changed,
     open_keys,
     with_values,
 )
@@ -125,10 +126,8 @@ def _stream(
 
 
 def _decided(config: RunConfig, card: Card | None, chosen: Settings, why: str) -> Decided:
-    origins = {key: Origin("planned", why) for key in chosen}
-    recipe = with_values(config.recipe, chosen)
-    changed = replace(config, recipe=recipe, origins=config.origins | origins)
-    return Decided(changed, plan(changed, card), chosen, why)
+    run = changed(config, chosen, Origin("planned", why))
+    return Decided(run, plan(run, card), chosen, why)
 
 
 def words_of(settings: Mapping[str, Any]) -> str:

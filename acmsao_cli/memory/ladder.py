@@ -1,7 +1,8 @@
 """What a run is changed to when its memory runs out in the first steps: one rung at a time.
 
 The cheapest come first. A setting that the recipe or --set names is left as it is, but for the
-micro-batch: in smaller portions and so many more of them, a step has the same examples as before.
+micro-batch: in smaller portions and so many more of them, a step has as many examples as before.
+Which they are changes with it, as with any other batch size.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from acmsao_cli.config.auto import (
     BLOCKS,
     CHECKPOINTING,
     OFFLOADING,
+    changed,
     value_of,
     with_values,
 )
@@ -58,8 +60,8 @@ def next_rung(
 def _may_be(config: RunConfig, settings: Settings) -> bool:
     if not settings.keys() <= PORTIONS and any(_is_said(config, key) for key in settings):
         return False
-    changed = with_values(config.recipe, settings)
-    return not any(broken_rules(changed, config.origins, config.name))
+    recipe = with_values(config.recipe, settings)
+    return not any(broken_rules(recipe, config.origins, config.name))
 
 
 def _is_said(config: RunConfig, key: str) -> bool:
@@ -119,9 +121,9 @@ def _offloading(recipe: Recipe, _: int) -> Iterator[Settings]:
 
 def climbed(asked: RunConfig, config: RunConfig, settings: Settings, why: str) -> RunConfig:
     """The run with these settings; `before` tells what `asked`, undecided, has in their place."""
-    changed = _changed(config, settings, why)
-    then, now = flatten(asked.as_dict()), flatten(changed.as_dict())
-    return replace(changed, before={key: then[key] for key in then if then[key] != now[key]})
+    run = changed(config, settings, Origin("ladder", why))
+    then, now = flatten(asked.as_dict()), flatten(run.as_dict())
+    return replace(run, before={key: then[key] for key in then if then[key] != now[key]})
 
 
 def as_it_went_on(config: RunConfig, header: Mapping[str, Any]) -> RunConfig:
@@ -137,14 +139,8 @@ def as_it_went_on(config: RunConfig, header: Mapping[str, Any]) -> RunConfig:
     settings = {key: saved[key] for key in sorted(same)}
     if not settings:
         return config
-    changed = _changed(config, settings, "as the run went on")
-    return replace(changed, before={key: before[key] for key in settings})
-
-
-def _changed(config: RunConfig, settings: Settings, why: str) -> RunConfig:
-    origins = {key: Origin("ladder", why) for key in settings}
-    recipe = with_values(config.recipe, settings)
-    return replace(config, recipe=recipe, origins=config.origins | origins)
+    run = changed(config, settings, Origin("ladder", "as the run went on"))
+    return replace(run, before={key: before[key] for key in settings})
 
 
 def words_of(recipe: Recipe, settings: Settings) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from acmsao_cli.config.recipe import Recipe, RunConfig
-from acmsao_cli.config.rules import FORMATS_OF_METHODS
+from acmsao_cli.config.rules import formats_of
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.step import Core, build_core, trained, training_step
@@ -167,14 +167,13 @@ def module_bytes(module: nn.Module) -> int:
 def disk_bytes(recipe: Recipe, core: Core, facts: Facts, state: int) -> dict[str, int]:
     """Checkpoints, with the one that is being written, and the final files."""
     checkpoint = state + sum(parameter.nbytes for parameter in trained(core))
-    formats = recipe.output.formats or FORMATS_OF_METHODS[recipe.model.family, recipe.method.kind]
     is_full = recipe.method.kind == "full"
     count = sum(facts.parameters.values()) if is_full else sum(p.numel() for p in trained(core))
     trained_dtype = trained(core)[0].dtype
     each = count * DTYPES.get(recipe.output.dtype, trained_dtype).itemsize
     return {
         "checkpoints": (recipe.checkpoint.keep + 1) * checkpoint,
-        "final files": len(formats) * each,
+        "final files": len(formats_of(recipe)) * each,
     }
 
 

@@ -33,7 +33,7 @@ from weights import write_model  # noqa: E402
 
 from acmsao_cli.bench.provenance import provenance  # noqa: E402
 from acmsao_cli.memory.cards import GIB  # noqa: E402
-from acmsao_cli.memory.choose import decide  # noqa: E402
+from acmsao_cli.memory.choose import decide, words_of  # noqa: E402
 
 WHAT: Final = "planned and measured peaks and times of training steps under caps of GPU memory"
 PROGRAM: Final = "python benchmarks/gpu/tiers.py"
@@ -129,13 +129,10 @@ def show_plans(cases: Sequence[Case]) -> None:
 def line_of_plan(case: Case, row: Row) -> str:
     """A plan for the terminal."""
     sizes = {name: gib(row["planned"][f"{name}_bytes"]) for name in ("allocated", "reserved")}
-    decided = ", ".join(
-        f"{key.rpartition('.')[2]}={value}" for key, value in row["decided"].items()
-    )
     return (
         f"{case.name:18} cap {case.cap_gib:g} GiB: {sizes['allocated']} allocated, "
         f"{sizes['reserved']} reserved, {gib(row['planned']['needs_bytes'])} with the context; "
-        f"{decided}"
+        f"{words_of(row['decided'])}"
     )
 
 

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from acmsao_cli.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.data.base import TextExample
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.data.stream import Stream
-from acmsao_cli.engine.assemble import Run
+from acmsao_cli.engine.assemble import Run, restore
+from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.step import build_core
 from acmsao_cli.models.base import (
     Batch,
@@ -175,6 +177,31 @@ def linear_trainee() -> type[LinearTrainee]:
 def make_config() -> Callable[..., RunConfig]:
     """Builds toy configurations."""
     return toy_config
+
+
+def newest(folder: RunFolder) -> Checkpoint:
+    """The run's newest checkpoint, opened; it has to be there."""
+    path = newest_checkpoint(folder.checkpoints)
+    assert path is not None
+    return open_checkpoint(path)
+
+
+@pytest.fixture(name="newest")
+def newest_of() -> Callable[[RunFolder], Checkpoint]:
+    """Opens a run's newest checkpoint."""
+    return newest
+
+
+@pytest.fixture
+def gone_on() -> Callable[[RunConfig, RunFolder], Run]:
+    """Assembles a toy run anew, as far as its newest checkpoint."""
+
+    def resumed(config: RunConfig, folder: RunFolder) -> Run:
+        run = toy_run(config)
+        restore(run, newest(folder), lambda event: None)
+        return run
+
+    return resumed
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from acmsao_cli.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
+from acmsao_cli.checkpoint.store import open_checkpoint
 from acmsao_cli.engine.assemble import check_continuation, restore
 from acmsao_cli.engine.events import Event, StepDone
 from acmsao_cli.engine.folder import RunFolder
@@ -29,12 +29,6 @@ def ignore(event: Event) -> None:
 
 def weights(run: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in run.parameters.items()}
-
-
-def newest(folder: RunFolder) -> Checkpoint:
-    path = newest_checkpoint(folder.checkpoints)
-    assert path is not None
-    return open_checkpoint(path)
 
 
 def stop_after(step: int, stop: Stop) -> Any:
@@ -55,7 +49,12 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(
-    tmp_path: Path, make_run: Any, make_config: Any, options: Any, dtype: torch.dtype
+    tmp_path: Path,
+    make_run: Any,
+    make_config: Any,
+    newest: Any,
+    options: Any,
+    dtype: torch.dtype,
 ) -> None:
     config = make_config(**options)
     whole, whole_folder = make_run(config, dtype), RunFolder(tmp_path / "whole")
@@ -102,7 +101,7 @@ def test_a_finished_run_leaves_what_the_documentation_says(tmp_path: Path, make_
 
 
 def test_metrics_behind_the_checkpoint_are_cut_on_resume(
-    tmp_path: Path, make_run: Any, make_config: Any
+    tmp_path: Path, make_run: Any, newest: Any
 ) -> None:
     folder, stop = RunFolder(tmp_path), Stop()
     with pytest.raises(StoppedError):
@@ -110,8 +109,7 @@ def test_metrics_behind_the_checkpoint_are_cut_on_resume(
     with folder.metrics.open("a") as stream:
         stream.write(json.dumps({"step": 5, "loss": 1.0}) + "\n" + '{"step": 6, "lo')
     run = make_run()
-    checkpoint = newest(folder)
-    restore(run, checkpoint, ignore)
+    restore(run, newest(folder), ignore)
     train(run, folder, Stop(), ignore)
     assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, 9))
 
@@ -128,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
 
 
 def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
-    tmp_path: Path, make_run: Any, make_config: Any
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any
 ) -> None:
     folder, stop = RunFolder(tmp_path), Stop()
     with pytest.raises(StoppedError):

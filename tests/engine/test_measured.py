@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from acmsao_cli.checkpoint.store import newest_checkpoint, open_checkpoint
 from acmsao_cli.config.sections import TrainingSection
 from acmsao_cli.engine import measured
 from acmsao_cli.engine.assemble import restore
@@ -183,7 +182,7 @@ def test_a_peak_that_cannot_be_reset_is_not_held_against_the_plan(
 
 
 def test_a_resumed_run_compares_again_and_its_summary_has_the_later(
-    tmp_path: Path, make_run: Any
+    tmp_path: Path, make_run: Any, newest: Any
 ) -> None:
     folder, stop, events = RunFolder(tmp_path), Stop(), list[Event]()
 
@@ -194,9 +193,8 @@ def test_a_resumed_run_compares_again_and_its_summary_has_the_later(
 
     with pytest.raises(StoppedError):
         train(make_run(), folder, stop, stop_there, Expectation(GB))
-    resumed, path = make_run(), newest_checkpoint(folder.checkpoints)
-    assert path is not None
-    restore(resumed, open_checkpoint(path), events.append)
+    resumed = make_run()
+    restore(resumed, newest(folder), events.append)
     summary = train(resumed, folder, Stop(), events.append, Expectation(GB))
     assert [one.step for one in comparisons(events)] == [2, 7]
     assert summary["memory"]["step"] == 7

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from acmsao_cli.checkpoint.store import newest_checkpoint, open_checkpoint
-from acmsao_cli.engine.assemble import restore
+from acmsao_cli.checkpoint.store import newest_checkpoint
 from acmsao_cli.engine.events import Event
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import train
@@ -61,7 +60,7 @@ def failing_update(run: Any, at_step: int) -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_late_failure_saves_and_the_run_goes_on_to_the_same_bits(
-    tmp_path: Path, make_run: Any, make_config: Any, fused: bool
+    tmp_path: Path, make_run: Any, make_config: Any, gone_on: Any, fused: bool
 ) -> None:
     config = make_config(
         checkpoint={"every": 100},
@@ -79,10 +78,7 @@ def test_a_late_failure_saves_and_the_run_goes_on_to_the_same_bits(
     assert f"checkpoint is at step {LATE}" in told.value.message
     assert told.value.exit_code == 8
 
-    again = make_run(config)
-    path = newest_checkpoint(folder.checkpoints)
-    assert path is not None
-    restore(again, open_checkpoint(path), ignore)
+    again = gone_on(config, folder)
     assert again.step == LATE
     train(again, folder, Stop(), ignore)
     for name, value in weights(whole).items():
@@ -90,7 +86,9 @@ def test_a_late_failure_saves_and_the_run_goes_on_to_the_same_bits(
     assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, 9))
 
 
-def test_a_half_applied_step_is_not_saved(tmp_path: Path, make_run: Any, make_config: Any) -> None:
+def test_a_half_applied_step_is_not_saved(
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any
+) -> None:
     config = make_config(
         checkpoint={"every": 2}, optimizer={"fused_backward": True}, training={"clip_norm": None}
     )
@@ -98,9 +96,7 @@ def test_a_half_applied_step_is_not_saved(tmp_path: Path, make_run: Any, make_co
     failing_update(run, LATE)
     with pytest.raises(MemoryRanOutError, match="half applied") as told:
         train(run, folder, Stop(), ignore)
-    path = newest_checkpoint(folder.checkpoints)
-    assert path is not None
-    assert open_checkpoint(path).step == LATE - LATE % 2
+    assert newest(folder).step == LATE - LATE % 2
     assert f"the last checkpoint is at step {LATE - LATE % 2}" in told.value.message
 
 

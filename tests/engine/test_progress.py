@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from acmsao_cli.checkpoint.resume import require_same_recipe
-from acmsao_cli.checkpoint.store import newest_checkpoint, open_checkpoint
 from acmsao_cli.config.sections import TrainingSection
-from acmsao_cli.engine.assemble import count_steps, restore
+from acmsao_cli.engine.assemble import count_steps
 from acmsao_cli.engine.events import Event, StepDone
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import advance, train
@@ -60,7 +59,7 @@ def rows_of(folder: RunFolder) -> list[dict[str, Any]]:
 )
 @pytest.mark.parametrize("stopped_at", [2, 5])
 def test_what_one_step_leaves_to_the_next_is_resumed_to_the_bit(
-    tmp_path: Path, make_run: Any, make_config: Any, options: Any, stopped_at: int
+    tmp_path: Path, make_run: Any, make_config: Any, gone_on: Any, options: Any, stopped_at: int
 ) -> None:
     config = make_config(**options)
     whole, whole_folder = make_run(config), RunFolder(tmp_path / "whole")
@@ -74,10 +73,7 @@ def test_what_one_step_leaves_to_the_next_is_resumed_to_the_bit(
 
     with pytest.raises(StoppedError):
         train(make_run(config), folder, stop, stop_there)
-    resumed = make_run(config)
-    path = newest_checkpoint(folder.checkpoints)
-    assert path is not None
-    restore(resumed, open_checkpoint(path), ignore)
+    resumed = gone_on(config, folder)
     assert resumed.step == stopped_at
     train(resumed, folder, Stop(), ignore)
     assert rows_of(folder) == rows_of(whole_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from acmsao_cli.engine.streaming import WINDOW, spread
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models import catalog
 from acmsao_cli.models.quiet import quiet_libraries
+from acmsao_cli.optim.tracing import FROM_DEVICE, TO_DEVICE, StorageTracer
 
 FUSED = {"fused_backward": True, "storage": "factored", "lr": 0.01}
 FULL = {"method": {"kind": "full"}, "optimizer": FUSED}
@@ -122,16 +124,19 @@ def test_optimizer_state_of_trained_blocks_lives_with_them(folders: dict[str, Pa
     assert resident < 0.1 * core.optimizer.state_bytes()
 
 
-def test_a_block_that_was_not_stepped_does_not_go_home(folders: dict[str, Path]) -> None:
-    recipe = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 0}, **LORA)
-    core, _, _ = trained(recipe, 1)
+@pytest.mark.parametrize(("method", "goes_home"), [(LORA, False), (FULL, True)])
+def test_only_a_block_that_was_stepped_goes_home(
+    folders: dict[str, Path], method: dict[str, Any], goes_home: bool
+) -> None:
+    recipe = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 0}, **method)
+    with StorageTracer() as tracer:
+        core, _, _ = trained(recipe, 1)
     assert core.stream is not None
-    for home in core.stream.home():
-        before = home.clone()
-        home.add_(0)
-        assert torch.equal(before, home)
-    frozen = {w for block in core.stream.blocks for w in block.weights}
-    assert not any(weight.requires_grad for weight in frozen)
+    assert tracer.crossed[TO_DEVICE] >= core.stream.nbytes
+    least, most = (core.stream.nbytes, math.inf) if goes_home else (0, 0)
+    assert least <= tracer.crossed[FROM_DEVICE] <= most
+    weights = [weight for block in core.stream.blocks for weight in block.weights]
+    assert all(weight.requires_grad == goes_home for weight in weights)
 
 
 def test_the_blocks_that_stay_are_spread_evenly() -> None:

@@ -145,14 +145,14 @@ JOBS: Final = (
     ),
     Job(
         "Llama 3.1 8B LoRA, 2 x 2048 tokens",
-        ("16.2 GiB: torchtune (readme)",),
+        ("16.2 GiB: torchtune (readme)", "22 GB: unsloth (its absolute minimum)"),
         LLAMA_8B,
         "llm-lora",
         {"rank 16": _text(batch=2), "streamed": _text(STREAMED, batch=2)},
     ),
     Job(
         "Llama 3.1 8B QLoRA, 2 x 2048 tokens",
-        ("7.4 GiB: torchtune (readme)",),
+        ("7.4 GiB: torchtune (readme)", "6 GB: unsloth (its absolute minimum)"),
         LLAMA_8B,
         "llm-lora",
         {"rank 16": _text(NF4, batch=2), "streamed": _text(NF4, STREAMED, batch=2)},

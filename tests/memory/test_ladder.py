@@ -97,7 +97,7 @@ def test_what_was_drawn_by_whole_batches_goes_on_so() -> None:
 
 
 @pytest.mark.parametrize(("batch", "parts"), [(2, 2), (6, 2), (9, 3), (7, 7)])
-def test_a_step_keeps_its_examples(batch: int, parts: int) -> None:
+def test_a_step_keeps_its_number_of_examples(batch: int, parts: int) -> None:
     config = asked(
         *(LM, f"training.batch_size={batch}", "training.accumulation=3"),
         *("training.adaptive_batch=12", "training.batch_lr=sqrt"),

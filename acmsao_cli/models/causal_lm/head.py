@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
@@ -135,27 +136,29 @@ class Head:
     def logits(self, states: Tensor) -> Tensor:
         """(n, hidden) -> (n, vocabulary), by the model's own forward."""
         still = _with_hidden(self.output, states[None])
-        weight, linear = self.sinking, self.linear
-        with _answering(self.decoder, lambda *_, **__: still):
-            if self.left is not None:
-                fixed = linear.weight.detach()
-                with _answering(linear, lambda value: F.linear(value, fixed, linear.bias)):
-                    fixed_logits: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
-                    return fixed_logits
-            if weight is None:
-                found: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
-                return found
-            if self.sink is None:
-                self.sink = torch.zeros_like(weight)
-            sink = self.sink
+        instead = self._projection()
+        own = nullcontext() if instead is None else _answering(self.linear, instead)
+        with _answering(self.decoder, lambda *_, **__: still), own:
+            found: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
+            return found
 
-            def into_sink(value: Tensor) -> Tensor:
-                product: Tensor = _IntoSink.apply(value, weight.detach(), sink)  # type: ignore[no-untyped-call]
-                return product if linear.bias is None else product + linear.bias
+    def _projection(self) -> Callable[[Tensor], Tensor] | None:
+        """What the linear layer does instead where backward must not give its weight a gradient."""
+        linear, weight = self.linear, self.sinking
+        if self.left is not None:
+            fixed = linear.weight.detach()
+            return lambda value: F.linear(value, fixed, linear.bias)
+        if weight is None:
+            return None
+        if self.sink is None:
+            self.sink = torch.zeros_like(weight)
+        sink = self.sink
 
-            with _answering(linear, into_sink):
-                summed: Tensor = self.model(**self.inputs, use_cache=False).logits[0]
-                return summed
+        def into_sink(value: Tensor) -> Tensor:
+            product: Tensor = _IntoSink.apply(value, weight.detach(), sink)  # type: ignore[no-untyped-call]
+            return product if linear.bias is None else product + linear.bias
+
+        return into_sink
 
     def leave(self, states: Tensor, targets: Tensor, log_sums: Tensor, scale: Tensor) -> None:
         """Leave the weight's gradient to be computed: that of `scale` times the summed loss.
@@ -263,16 +266,16 @@ class _ChunkedLoss(torch.autograd.Function):
         if sinking is not None:
             by_weight[sinking], head.sink = head.sink, None
         ctx.given = [slopes, *(by_weight[parameter] for parameter in trained)]
-        ctx.head = head
+        ctx.leave = None
         if head.left is not None:
-            ctx.leaving = states.detach(), targets, torch.cat(log_sums)
+            ctx.leave = partial(head.leave, states.detach(), targets, torch.cat(log_sums))
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.head.left is not None:
-            ctx.head.leave(*ctx.leaving, gradients[0])
-            ctx.leaving = None
+        leave, ctx.leave = ctx.leave, None
+        if leave is not None:
+            leave(gradients[0])
         given, ctx.given = ctx.given, None
         slopes, *of_weights = (one if one is None else one.mul_(gradients[0]) for one in given)
         return slopes, None, None, None, *of_weights

@@ -297,11 +297,11 @@ class SdxlTrainee:
         keep = inputs["keep"].to(text.pooled.dtype)
         return TextCondition(text.embeds * keep[:, None, None], text.pooled * keep[:, None])
 
-    # What comes out
-
     def gradients_in_rows(self) -> Sequence[tuple[Tensor, GradientInRows]]:
         """Backward takes every gradient."""
         return ()
+
+    # What comes out
 
     def sample(self) -> Iterator[Sample]:
         """A picture for each of the recipe's prompts."""
