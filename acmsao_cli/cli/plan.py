@@ -10,6 +10,7 @@ import typer
 
 from acmsao_cli.cli.console import print_json, print_table, print_text
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
+from acmsao_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import RunConfig
@@ -24,7 +25,7 @@ def plan(
     settings: SetOption = None,
     card: Annotated[
         str | None,
-        typer.Option(metavar="16gb|24gb|80gb|N", help="Plan for a card of N GiB, none needed."),
+        typer.Option(metavar="8gb|16gb|24gb|80gb|N", help="Plan for a card of N GiB, none needed."),
     ] = None,
     picture: Annotated[
         Path | None,
@@ -33,13 +34,14 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Say what memory RECIPE will take, and what would make it fit."""
-    from acmsao_cli.cli.resolved import preset_for, resolved
+    from acmsao_cli.cli.resolved import resolved
     from acmsao_cli.memory.cards import GIB, card_named
 
     chosen = None if card is None else card_named(card)
-    if chosen is not None and preset is None:
-        preset = preset_for(int(chosen.gib * GIB))
-    config = resolved(recipe, preset, settings)
+    require_drawable(picture)
+    config = resolved(recipe, preset, settings, int(chosen.gib * GIB) if chosen else None)
+    if chosen is not None:
+        require_gpu(config)
     from acmsao_cli.engine.compose import require_composed
     from acmsao_cli.memory import advise
     from acmsao_cli.memory.choose import decide
@@ -57,6 +59,22 @@ def plan(
         if not json:
             print_text(f"drawn: {picture}")
     advise.require_fit(decided.plan, decided.config)
+
+
+def require_drawable(picture: Path | None) -> None:
+    """Refuse a picture that would not be what its name says, before anything is planned."""
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ConfigError(f"--picture draws a PNG, found `{picture}`", hint="name it *.png")
+
+
+def require_gpu(config: RunConfig) -> None:
+    """Refuse a card for a run that would not use it."""
+    if config.recipe.training.device == "cpu":
+        raise ConfigError(
+            f"--card plans for a GPU, but `training.device` is cpu "
+            f"({config.origins['training.device']})",
+            hint="leave --card out, or say --set training.device=cuda",
+        )
 
 
 def card_of_budget(config: RunConfig) -> Card | None:
@@ -98,7 +116,7 @@ def event(decided: Decided) -> dict[str, Any]:
             "bytes_from_device": made.work.from_device,
         },
         "bounds": [
-            {"bytes": bound.nbytes, "by": bound.words} for bound in bounds(config.recipe, made.card)
+            {"bytes": bound.nbytes, "by": bound.words} for bound in bounds(config, made.card)
         ],
     }
 
@@ -132,7 +150,7 @@ def rows(decided: Decided) -> Iterator[tuple[str, str]]:
     yield from work_rows(made)
     if made.state_away and recipe.memory.resident_blocks == ALL_BLOCKS:
         yield "state away", away_words(made)
-    for bound in bounds(recipe, made.card):
+    for bound in bounds(decided.config, made.card):
         verdict = "fits" if made.needed_bytes <= bound.nbytes else "does not fit"
         yield "", f"{verdict}: {bound.words} {human_bytes(bound.nbytes)}"
 

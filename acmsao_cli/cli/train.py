@@ -95,11 +95,10 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.signals import stop_on_signal
-    from acmsao_cli.memory.advise import out_of_memory_named
     from acmsao_cli.memory.ladder import as_it_went_on, words_of
 
     place = choose_place(config.name, output, resume)
-    with stop_on_signal() as stop, place.folder.locked(), out_of_memory_named(config.recipe):
+    with stop_on_signal() as stop, place.folder.locked():
         place = look_again(place)
         asked, examples = read_examples(config, listener)
         checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
@@ -164,17 +163,18 @@ class Training:
         from acmsao_cli.engine.measured import Expectation
         from acmsao_cli.engine.report import write_recipe
         from acmsao_cli.errors import DoesNotFitError, MemoryRanOutError
-        from acmsao_cli.memory.advise import advice
+        from acmsao_cli.memory.advise import advice, out_of_memory_named
 
         config, folder = planned.config, self.place.folder
         start = describe_start(planned, self.place, len(self.examples))
         write_recipe(config, folder.recipe, start.facts)
         expectation = Expectation(start.predicted_bytes)
-        prepared = assemble(config, self.examples, self.listener)
-        if self.checkpoint:
-            restore(prepared, self.checkpoint, self.listener)
         try:
-            train_run(prepared, folder, self.stop, self.listener, expectation, sample_first)
+            with out_of_memory_named(config.recipe):
+                prepared = assemble(config, self.examples, self.listener)
+                if self.checkpoint:
+                    restore(prepared, self.checkpoint, self.listener)
+                train_run(prepared, folder, self.stop, self.listener, expectation, sample_first)
         except MemoryRanOutError as error:
             if error.early:
                 return error.message

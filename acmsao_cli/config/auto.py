@@ -17,6 +17,7 @@ STORAGE: Final = "optimizer.storage"
 CHECKPOINTING: Final = "training.gradient_checkpointing"
 OFFLOADING: Final = "memory.offload_activations"
 BLOCKS: Final = "memory.resident_blocks"
+BUDGET: Final = "memory.budget_gib"
 ALL_BLOCKS: Final = "all"
 
 # State: nothing lost; half of it; 8 bits; 4 bits and 1 bit beside factored second moments.

@@ -50,9 +50,7 @@ def train(
         draw_samples(run, folder, listener)
     watch = Watch(run, expectation, listener)
     stop.stepping = True
-    reason = ran_out(partial(take_steps, run, folder, store, metrics, stop, listener, watch))
-    if reason is not None:
-        raise out_of_memory(reason, run, store, metrics, watch, listener)
+    take_steps(run, folder, store, metrics, stop, listener, watch)
     stop.stepping = False
     store.discard_after(run.step)  # a run that went back to its end saves nothing anew
     return finish(run, folder, metrics, time.monotonic() - started, listener)
@@ -69,7 +67,13 @@ def take_steps(
 ) -> None:
     """Every step that is left, with the checkpoints and samples between them."""
     while run.step < run.total_steps:
-        metrics.append(advance(run, folder, listener, watch))
+        reason = ran_out(lambda: metrics.append(advance(run, folder, listener, watch)))
+        if reason is not None:
+            message = f"out of memory in step {run.step + 1}: {reason}"
+            if watch.steps_taken < EARLY_STEPS:
+                forget_attempt(store, run.step - watch.steps_taken, run.step)
+                raise MemoryRanOutError(message, early=True)
+            raise out_of_memory(message, run, store, metrics, listener)
         stopping, last = stop.number, run.step == run.total_steps
         if last or stopping or run.step % run.config.recipe.checkpoint.every == 0:
             save(run, store, metrics, listener)
@@ -77,21 +81,25 @@ def take_steps(
             raise stopped(stopping, run, folder)
         every = run.config.recipe.samples.every
         if every and run.step % every == 0 and not last:
-            draw_samples(run, folder, listener)
+            reason = ran_out(partial(draw_samples, run, folder, listener))
+            if reason is not None:
+                message = f"out of memory while drawing samples after step {run.step}: {reason}"
+                raise out_of_memory(message, run, store, metrics, listener)
+
+
+def forget_attempt(store: CheckpointStore, first: int, last: int) -> None:
+    """Remove what was saved between these steps: the run begins again there, with other settings.
+
+    A run that was brought back to `first` and has saved nothing since keeps what it had beyond.
+    """
+    if any(first < step <= last for step in store.steps()):
+        store.discard_after(first)
 
 
 def out_of_memory(
-    reason: str,
-    run: Run,
-    store: CheckpointStore,
-    metrics: MetricsFile,
-    watch: Watch,
-    listener: Listener,
+    message: str, run: Run, store: CheckpointStore, metrics: MetricsFile, listener: Listener
 ) -> MemoryRanOutError:
-    """The error of memory that ran out; what was reached is saved, if that is worth it."""
-    message = f"out of memory in step {run.step + 1}: {reason}"
-    if watch.steps_taken < EARLY_STEPS:
-        return MemoryRanOutError(message, early=True)
+    """The error of memory that ran out; what was reached is saved."""
     run.core.optimizer.zero_grad(set_to_none=True)
     let_go()
     if run.core.whole.now and run.step not in store.steps():

@@ -69,8 +69,15 @@ class Core:
             self.stream.note_step(parameter)
 
     def step(self) -> None:
-        """Advance every weight that has a gradient."""
+        """Advance every weight that has a gradient and was not advanced in backward."""
         self.whole.now = False
+        if self.stream is not None:
+            for parameter in trained(self):
+                if parameter.grad is not None:
+                    with self.stream.present(parameter):
+                        self.step_parameter(parameter)
+                    parameter.grad = None
+            self.stream.settle()
         self.optimizer.step()
 
 

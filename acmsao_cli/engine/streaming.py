@@ -97,6 +97,18 @@ class BlockStream:
         if block is not None:
             block.stepped = True
 
+    @contextmanager
+    def present(self, weight: Tensor) -> Iterator[None]:
+        """Within, this weight is on the device, whether its block computed or not."""
+        block = self._block_of.get(weight)
+        if block is None:
+            yield
+            return
+        self._fetch(block)
+        self._side.wait(block.arrived)
+        yield
+        self._release(block)
+
     def settle(self) -> None:
         """Take every block home, and wait until it is there."""
         for block in self.blocks:

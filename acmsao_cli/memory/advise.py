@@ -52,8 +52,11 @@ def _spoken(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def changes(recipe: Recipe) -> list[Change]:
-    """What is not on yet and makes such runs smaller, the cheapest first."""
+def changes(recipe: Recipe, *, on_gpu: bool) -> list[Change]:
+    """What is not on yet and makes such runs smaller, the cheapest first.
+
+    The host's memory helps where it is not the memory that computes.
+    """
     training, optimizer = recipe.training, recipe.optimizer
     found = []
     if recipe.method.kind == "full" and not (
@@ -73,10 +76,11 @@ def changes(recipe: Recipe) -> list[Change]:
         found.append(Change(sliced, ("the head's products several times more",)))
     if training.batch_size > 1:
         found.append(_smaller_batch(recipe))
-    if recipe.memory.offload_activations is False:
+    if on_gpu and recipe.memory.offload_activations is False:
         away = ((OFFLOADING, True),)
         found.append(Change(away, ("what backward needs crosses the bus twice",)))
-    if not isinstance(recipe.memory.resident_blocks, int) and recipe.model.quantize != "int8":
+    streams = isinstance(recipe.memory.resident_blocks, int)
+    if on_gpu and not streams and recipe.model.quantize != "int8":
         found.append(_streamed(recipe))
     return found
 
@@ -142,7 +146,7 @@ def planned(config: RunConfig, change: Change, card: Card | None = None) -> Plan
 
 def require_fit(made: MemoryPlan, config: RunConfig) -> None:
     """Raise DoesNotFitError if the plan exceeds what the run may take; say what would fit."""
-    for bound in bounds(config.recipe, made.card):
+    for bound in bounds(config, made.card):
         if made.needed_bytes > bound.nbytes:
             parts = "   ".join(
                 f"{name} {human_bytes(size)}" for name, size in made.by_category.items() if size
@@ -156,7 +160,8 @@ def require_fit(made: MemoryPlan, config: RunConfig) -> None:
 
 def what_fits(config: RunConfig, made: MemoryPlan, bound: float) -> str:
     """The single changes that fit, else the fewest together, cheapest first; or that none do."""
-    tried = [planned(config, change, made.card) for change in changes(config.recipe)]
+    known_changes = changes(config.recipe, on_gpu=made.device.type == "cuda")
+    tried = [planned(config, change, made.card) for change in known_changes]
     known = [one for one in tried if one is not None]
     fitting = [one for one in known if one.needed_bytes <= bound]
     if fitting:
@@ -194,9 +199,9 @@ def _line(one: Planned, made: MemoryPlan) -> str:
 
 def advice(recipe: Recipe) -> str:
     """What makes such a run smaller where it runs, unplanned."""
-    found = [one for one in changes(recipe) if SLICE not in dict(one.settings)]  # not of any model
-    if resolve_device(recipe.training.device).type != "cuda":  # nothing is gained by the host's
-        found = [one for one in found if not dict(one.settings).keys() & {BLOCKS, OFFLOADING}]
+    on_gpu = resolve_device(recipe.training.device).type == "cuda"
+    known = changes(recipe, on_gpu=on_gpu)
+    found = [one for one in known if SLICE not in dict(one.settings)]  # not of any model
     words = "; ".join(map(str, found))
     return f"any of these makes it smaller: {words}" if words else "a smaller model"
 

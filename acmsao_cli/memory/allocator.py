@@ -10,6 +10,7 @@ rules (c10/cuda/CUDACachingAllocator.cpp); the streams of copies count as the on
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -94,3 +95,23 @@ def reserved_bytes(events: Iterable[Event]) -> int:
             pool = small if size <= SMALL else large
             placed[number] = pool, pool.take(size), size
     return small.end + large.end
+
+
+def page_locked_bytes(size: int) -> int:
+    """What a request for page-locked memory takes: the next power of two.
+
+    torch's rule (ATen/core/CachingHostAllocator.h), without the thresholds that may be set.
+    """
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def host_peak_bytes(events: Iterable[Event]) -> int:
+    """The most page-locked memory that is taken at once."""
+    taken: Counter[int] = Counter()
+    total = most = 0
+    for number, size, category in events:
+        rounded = page_locked_bytes(size) if category == HOST else 0
+        total += rounded - taken[number]
+        taken[number] = rounded
+        most = max(most, total)
+    return most

@@ -51,7 +51,7 @@ def decide(config: RunConfig, card: Card | None = None) -> Decided:
     recipe = config.recipe
     if not open_keys(recipe):
         return Decided(config, plan(config, card))
-    bound = least_bound(recipe, card)
+    bound = least_bound(config, card)
     if bound is None:
         return _decided(config, card, next(candidates(recipe)), "nothing bounds the run")
     return _search(config, card, bound)

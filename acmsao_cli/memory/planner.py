@@ -18,7 +18,7 @@ from acmsao_cli.config.rules import formats_of
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.step import Core, build_core, trained, training_step
-from acmsao_cli.memory.allocator import BLOCK, reserved_bytes
+from acmsao_cli.memory.allocator import BLOCK, host_peak_bytes, page_locked_bytes, reserved_bytes
 from acmsao_cli.memory.attention import fused_attention_shapes
 from acmsao_cli.memory.cards import CONTEXT_BYTES, Card
 from acmsao_cli.memory.experts import grouped_products
@@ -54,6 +54,14 @@ class StepWork:
     flops: int
     to_device: int
     from_device: int
+
+    def with_more(self, portion: StepWork, times: int) -> StepWork:
+        """The work with so many more portions; fewer if negative."""
+        return StepWork(
+            self.flops + times * portion.flops,
+            self.to_device + times * portion.to_device,
+            self.from_device + times * portion.from_device,
+        )
 
 
 @dataclass(frozen=True)
@@ -123,30 +131,33 @@ def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
         core = build_core(recipe, trainee, recipe.training.steps or 1)  # any length needs the same
         core.optimizer.skip_to_full_step()
         with fused_attention_shapes(), grouped_products():
-            tracer = trace_step(core, meta_batches(core, recipe))
-    on_gpu = device.type == "cuda"
+            traced = trace_step(core, meta_batches(core, recipe))
+    tracer, on_gpu = traced.tracer, device.type == "cuda"
     context = CONTEXT_BYTES if on_gpu else 0
     allocated = reserved_bytes(tracer.events) if on_gpu else tracer.peak_bytes
     peak = {**tracer.peak, CONTEXT: context}
-    state = core.optimizer.state_bytes()
-    away = state - sum(piece.nbytes for piece in core.optimizer.resident_state())
+    offloaded = [piece.nbytes for piece in core.optimizer.offloaded_state()]
+    if on_gpu:
+        locked = host_peak_bytes(tracer.events) + sum(map(page_locked_bytes, offloaded))
+    else:
+        locked = tracer.host_peak_bytes + sum(offloaded)
     return MemoryPlan(
         by_category={name: peak.get(name, 0) for name in CATEGORIES},
         reserved_bytes=allocated + context,
         host={
-            PAGE_LOCKED: tracer.host_peak_bytes + away,
+            PAGE_LOCKED: locked,
             AT_REST: sum(map(module_bytes, trainee.at_rest())),
             EXAMPLE: trainee.item_bytes,
         },
-        disk=disk_bytes(recipe, core, facts, state),
-        work=StepWork(tracer.flops, tracer.crossed[TO_DEVICE], tracer.crossed[FROM_DEVICE]),
+        disk=disk_bytes(recipe, core, facts),
+        work=traced.work_of(recipe.training.accumulation),
         trained_parameters=sum(parameter.numel() for parameter in trained(core)),
         facts=facts,
         num_blocks=len(trainee.blocks()),
         device=device,
         dtype=dtype,
         card=card,
-        state_away=away,
+        state_away=sum(offloaded),
         events=tracer.events,
     )
 
@@ -164,17 +175,15 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def disk_bytes(recipe: Recipe, core: Core, facts: Facts, state: int) -> dict[str, int]:
+def disk_bytes(recipe: Recipe, core: Core, facts: Facts) -> dict[str, int]:
     """Checkpoints, with the one that is being written, and the final files."""
-    checkpoint = state + sum(parameter.nbytes for parameter in trained(core))
+    checkpoint = core.optimizer.state_bytes() + sum(parameter.nbytes for parameter in trained(core))
+    wanted, base = recipe.output.dtype, core.trainee.dtype
+    whole = sum(facts.parameters.values()) * DTYPES.get(wanted, base).itemsize
+    changed = sum(p.numel() * DTYPES.get(wanted, p.dtype).itemsize for p in trained(core))
     is_full = recipe.method.kind == "full"
-    count = sum(facts.parameters.values()) if is_full else sum(p.numel() for p in trained(core))
-    trained_dtype = trained(core)[0].dtype
-    each = count * DTYPES.get(recipe.output.dtype, trained_dtype).itemsize
-    return {
-        "checkpoints": (recipe.checkpoint.keep + 1) * checkpoint,
-        "final files": len(formats_of(recipe)) * each,
-    }
+    final = sum(whole if is_full or name == "merged" else changed for name in formats_of(recipe))
+    return {"checkpoints": (recipe.checkpoint.keep + 1) * checkpoint, "final files": final}
 
 
 def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
@@ -184,8 +193,22 @@ def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
     return [core.trainee.meta_batch(training.batch_size) for _ in range(count)]
 
 
-def trace_step(core: Core, batches: Sequence[Batch]) -> StorageTracer:
-    """What a training step of `core` held, wherever its tensors are."""
+@dataclass(frozen=True)
+class Traced:
+    """A step that was followed, and the work of it with that of each further micro-batch."""
+
+    tracer: StorageTracer
+    work: StepWork
+    portion: StepWork
+    num_batches: int
+
+    def work_of(self, num_batches: int) -> StepWork:
+        """What a step of so many micro-batches computes and moves: memory needs but two traced."""
+        return self.work.with_more(self.portion, num_batches - self.num_batches)
+
+
+def trace_step(core: Core, batches: Sequence[Batch]) -> Traced:
+    """What a training step of `core` held and did, wherever its tensors are."""
     tracer = StorageTracer(BLOCK)
     tracer.category = ACTIVATIONS
     for module in core.trainee.modules().values():
@@ -201,11 +224,26 @@ def trace_step(core: Core, batches: Sequence[Batch]) -> StorageTracer:
         for parameter in trained(core)
     ]
     on_meta = core.trainee.device.type == "meta"
+    at_loss: list[StepWork] = []
+
+    def note(what: str, value: torch.Tensor) -> None:
+        if what == "loss":
+            at_loss.append(work_so_far(tracer))
+
     briefly = repeats_counted(core.optimizer, tracer) if on_meta else nullcontext()
     try:
         with tracer, briefly:
-            training_step(core, batches, first_micro_batch=0, lr_factor=1.0, previous_norm=1.0)
+            training_step(
+                core, batches, first_micro_batch=0, lr_factor=1.0, previous_norm=1.0, guard=note
+            )
     finally:
         for handle in handles:
             handle.remove()
-    return tracer
+    # From one loss to the next: backward of one micro-batch and forward of the next.
+    portion = at_loss[1].with_more(at_loss[0], -1) if len(batches) > 1 else StepWork(0, 0, 0)
+    return Traced(tracer, work_so_far(tracer), portion, len(batches))
+
+
+def work_so_far(tracer: StorageTracer) -> StepWork:
+    """What was computed and moved since the tracer began."""
+    return StepWork(tracer.flops, tracer.crossed[TO_DEVICE], tracer.crossed[FROM_DEVICE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,21 +84,38 @@ def workspace_bytes(
     return step_workspace(optimizer)
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What a step was: bytes it needed and moved, and which pieces of state it wrote."""
+
+    needed: int
+    crossed: Counter[str]
+    written: Sequence[bool]
+
+
 @contextmanager
 def repeats_counted(optimizer: ComposedOptimizer, tracer: StorageTracer) -> Iterator[None]:
     """Within, of steps alike only the first is run, of the others what it needed is counted.
 
     For the meta device, where nothing comes of a step: a model has many weights of few shapes.
     """
-    needs: dict[Any, int] = {}
+    done: dict[Any, _Done] = {}
     run = optimizer._step
 
     def step(turn: Turn, pipeline: Pipeline, state: State) -> None:
-        kind = _kind(turn)
-        if kind in needs:
-            tracer.pulse(needs[kind])
-        else:
-            needs[kind] = tracer.needed_by(lambda: run(turn, pipeline, state))
+        kind, pieces = _kind(turn), [p for cell in state.values() for p in cell.values()]
+        if kind in done:
+            alike = done[kind]
+            tracer.pulse(alike.needed)
+            tracer.crossed += alike.crossed
+            # What was written goes home: whoever carries it sees that by its version.
+            written = [p for p, was in zip(pieces, alike.written, strict=True) if was]
+            torch.autograd.graph.increment_version(written)
+            return
+        before, crossed = [piece._version for piece in pieces], Counter(tracer.crossed)
+        needed = tracer.needed_by(lambda: run(turn, pipeline, state))
+        written_to = [p._version != was for p, was in zip(pieces, before, strict=True)]
+        done[kind] = _Done(needed, tracer.crossed - crossed, written_to)
 
     vars(optimizer)["_step"] = step
     try:

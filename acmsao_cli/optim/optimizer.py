@@ -323,10 +323,17 @@ class ComposedOptimizer(torch.optim.Optimizer):
 
     def resident_state(self) -> Iterator[Tensor]:
         """The state that takes the device's memory: all but what is offloaded."""
+        return self._placed(offloaded=False)
+
+    def offloaded_state(self) -> Iterator[Tensor]:
+        """The state that takes the host's memory, as it is allocated there."""
+        return self._placed(offloaded=True)
+
+    def _placed(self, *, offloaded: bool) -> Iterator[Tensor]:
         for batch in self._batches:
             pipeline, state = self.pipelines[batch.layer], self._state_of(batch)
             for cell, slot in pipeline.cells():
-                if not pipeline.storage.codec(slot).offloaded:
+                if pipeline.storage.codec(slot).offloaded == offloaded:
                     yield from state[cell].values()
 
     def state_header(self) -> dict[str, Any]:

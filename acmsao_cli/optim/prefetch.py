@@ -20,7 +20,7 @@ from acmsao_cli.optim.pipeline import Pipeline
 from acmsao_cli.optim.slots import Slot
 from acmsao_cli.optim.storage.codec import Codec, State
 from acmsao_cli.optim.storage.policy import AtHand
-from acmsao_cli.optim.tracing import FROM_DEVICE, TO_DEVICE, tell_crossed
+from acmsao_cli.optim.tracing import FROM_DEVICE, tell_crossed
 
 # Bytes of a turn's cells that are brought as a whole. Those of a turn with more cross block by
 # block, as they are asked for and without being fetched ahead.
@@ -122,7 +122,6 @@ class Ferry:
         home, device = {cell: turn.state[cell] for cell in due}, turn.batch.device
         if not due or sum(piece.nbytes for piece in _pieces(home)) > LIMIT:
             return None
-        tell_crossed(sum(piece.nbytes for piece in _pieces(home)), TO_DEVICE)
         with self._aside(device) as stream:
             here = {cell: codec.stage(home[cell], device) for cell, codec in due.items()}
             arrived = None if stream is None else stream.record_event()

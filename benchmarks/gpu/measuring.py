@@ -211,7 +211,7 @@ def compared(core: Core, batch: Batch, plan: MemoryPlan, asked: Asked) -> Row:
     if device.type == "cuda":
         measured = counted(device, asked)
     else:
-        peak = trace_step(core, [batch]).peak_bytes
+        peak = trace_step(core, [batch]).tracer.peak_bytes
         measured = _measurement("the trace of a real step on a CPU", peak)
     pairs = {
         "allocated": (measured["allocated_bytes"], plan.tensor_bytes),

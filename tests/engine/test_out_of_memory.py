@@ -112,6 +112,45 @@ def test_an_early_failure_saves_nothing_and_says_so(
     assert newest_checkpoint(folder.checkpoints) is None
 
 
+def test_an_early_failure_leaves_no_checkpoint_of_its_settings(
+    tmp_path: Path, make_run: Any, make_config: Any
+) -> None:
+    run, folder = make_run(make_config(checkpoint={"every": 1})), RunFolder(tmp_path / "run")
+    failing_forward(run, EARLY_STEPS - 1)
+    with pytest.raises(MemoryRanOutError):
+        train(run, folder, Stop(), ignore)
+    assert newest_checkpoint(folder.checkpoints) is None
+
+
+def test_an_early_failure_of_a_run_that_went_back_leaves_what_was_beyond(
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any
+) -> None:
+    config, folder = make_config(checkpoint={"every": 4}), RunFolder(tmp_path / "run")
+    train(make_run(config), folder, Stop(), ignore)
+    last = newest(folder).step
+    run = make_run(config)  # from the start again
+    failing_forward(run, 1)
+    with pytest.raises(MemoryRanOutError):
+        train(run, folder, Stop(), ignore)
+    assert newest(folder).step == last
+
+
+def test_a_failure_while_samples_are_drawn_saves_and_is_no_steps(
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any
+) -> None:
+    config = make_config(checkpoint={"every": 100}, samples={"every": 1, "prompts": ["a"]})
+    run, folder = make_run(config), RunFolder(tmp_path / "run")
+
+    def full() -> Any:
+        raise FULL
+
+    run.core.trainee.sample = full
+    with pytest.raises(MemoryRanOutError, match="while drawing samples after step 1") as told:
+        train(run, folder, Stop(), ignore, sample_first=False)
+    assert not told.value.early
+    assert newest(folder).step == 1
+
+
 def test_what_the_failed_step_held_is_let_go_of_before_saving(
     tmp_path: Path, make_run: Any, make_config: Any
 ) -> None:

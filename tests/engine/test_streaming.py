@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from micro.causal_lm import build_model, build_recipe, build_tokenizer
 from micro.sdxl import RecipeFor, Widths, examples, micro_pipeline
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import TextExample
@@ -102,6 +104,30 @@ def test_streamed_weights_end_at_the_bits_of_resident_ones(
     assert len(core.stream.blocks) == len(core.trainee.blocks()) - resident
     assert 0 < core.stream.most_here <= WINDOW
     assert all(w.untyped_storage().nbytes() == 0 for b in core.stream.blocks for w in b.weights)
+
+
+def test_a_block_that_the_last_portion_leaves_out_is_stepped_all_the_same(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient is the first portion's, and it is at home when backward is over."""
+    forward, calls = LlamaDecoderLayer.forward, Counter[nn.Module]()
+
+    def sometimes(self: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        calls[self] += 1
+        if self.self_attn.layer_idx == 1 and calls[self] % 2 == 0:
+            return hidden_states
+        return forward(self, hidden_states, *arguments, **keywords)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", sometimes)
+    case = CASES["full-accumulated"]
+    _, expected, losses = trained(recipe_of("causal_lm", folders["causal_lm"], {}, **case))
+    streamed = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 0}, **case)
+    core, weights, others = trained(streamed)
+    assert losses == others
+    assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
+    assert core.stream is not None
+    assert core.stream.most_here <= WINDOW
+    assert not any(block.here for block in core.stream.blocks)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -52,7 +52,7 @@ def test_a_run_that_fits_is_let_through(folder: Path, method: dict[str, Any]) ->
 def test_single_changes_are_named_that_fit_and_no_others(folder: Path) -> None:
     run = config(folder, **FULL)
     peak = plan(run).needed_bytes
-    known = [planned(run, change) for change in changes(run.recipe)]
+    known = [planned(run, change) for change in changes(run.recipe, on_gpu=False)]
     smallest = min(known, key=lambda one: one.needed_bytes)
     assert smallest.needed_bytes < peak
     said = hint(run, smallest.needed_bytes)
@@ -63,7 +63,7 @@ def test_single_changes_are_named_that_fit_and_no_others(folder: Path) -> None:
 
 def test_what_one_change_cannot_do_several_do_together(folder: Path) -> None:
     run = config(folder, **FULL)
-    known = [planned(run, change) for change in changes(run.recipe)]
+    known = [planned(run, change) for change in changes(run.recipe, on_gpu=False)]
     smallest = min(one.needed_bytes for one in known)
     said = hint(run, smallest - 1024)
     assert said.startswith("no single change is enough; these together fit:")
@@ -73,7 +73,7 @@ def test_what_one_change_cannot_do_several_do_together(folder: Path) -> None:
 
 def test_every_change_is_a_recipe_of_its_own(folder: Path) -> None:
     run = config(folder, **FULL, training={"accumulation": 1, "clip_norm": 1.0})
-    names = [str(change) for change in changes(run.recipe)]
+    names = [str(change) for change in changes(run.recipe, on_gpu=True)]
     assert names == [
         "--set optimizer.fused_backward=true --set training.clip=two_pass",
         "--set optimizer.storage=factored",
@@ -83,23 +83,34 @@ def test_every_change_is_a_recipe_of_its_own(folder: Path) -> None:
         "--set memory.resident_blocks=0 --set training.gradient_checkpointing=true "
         "--set optimizer.fused_backward=true --set training.clip=two_pass",
     ]
-    for change in changes(run.recipe):
+    for change in changes(run.recipe, on_gpu=True):
         changed: Recipe = with_change(run.recipe, change)
         assert changed != run.recipe
-        assert str(change) not in map(str, changes(changed))
+        assert str(change) not in map(str, changes(changed, on_gpu=True))
+
+
+def test_a_cpu_is_not_told_to_use_the_hosts_memory(folder: Path) -> None:
+    run = config(folder, **FULL)
+    words = " ".join(str(change) for change in changes(run.recipe, on_gpu=False))
+    assert words
+    assert "resident_blocks" not in words
+    assert "offload_activations" not in words
+    assert "resident_blocks" not in hint(run, 1.0)
 
 
 def test_a_fused_run_is_not_told_to_keep_gradients(folder: Path) -> None:
     fused = {"fused_backward": True, "storage": "factored"}
     run = config(folder, **FULL, optimizer=fused, training={"clip_norm": None})
-    assert "--set training.batch_size=1" in [str(change) for change in changes(run.recipe)]
+    assert "--set training.batch_size=1" in [
+        str(change) for change in changes(run.recipe, on_gpu=True)
+    ]
 
 
 def test_portions_of_a_fused_run_keep_gradients_and_one_portion_does_not(folder: Path) -> None:
     fused = {"fused_backward": True, "storage": "factored"}
     training = {"batch_size": 1, "accumulation": 2, "clip_norm": None}
     run = config(folder, **FULL, optimizer=fused, training=training)
-    first = changes(run.recipe)[0]
+    first = changes(run.recipe, on_gpu=True)[0]
     assert str(first) == "--set training.accumulation=1"
     assert planned(run, first).needed_bytes < plan(run).needed_bytes
 
@@ -111,7 +122,7 @@ def test_a_change_that_the_model_refuses_is_not_advised(tmp_path: Path) -> None:
         build_tokenizer().save_pretrained(tmp_path)
     fused = {"optimizer": {"fused_backward": True}, "training": {"clip_norm": None}}
     run = config(tmp_path, **FULL, **fused)
-    refused = [one for one in changes(run.recipe) if planned(run, one) is None]
+    refused = [one for one in changes(run.recipe, on_gpu=True) if planned(run, one) is None]
     assert [str(one) for one in refused] == ["--set memory.slice_head=true"]
     assert "slice_head" not in hint(run, 1.0)
     assert "slice_head" not in advice(run.recipe)
@@ -120,6 +131,6 @@ def test_a_change_that_the_model_refuses_is_not_advised(tmp_path: Path) -> None:
 def test_no_change_is_refused_by_a_model_with_a_head_of_its_own(folder: Path) -> None:
     fused = {"optimizer": {"fused_backward": True}, "training": {"clip_norm": None}}
     run = config(folder, **FULL, **fused)
-    known = {str(one): planned(run, one) for one in changes(run.recipe)}
+    known = {str(one): planned(run, one) for one in changes(run.recipe, on_gpu=True)}
     assert "--set memory.slice_head=true" in known
     assert None not in known.values()

@@ -12,9 +12,8 @@ from acmsao_cli.config.layers import Request, resolve
 from acmsao_cli.memory.cards import GIB, card_named
 from acmsao_cli.memory.estimate import Estimates
 
-# Below the trace a search looks at what does not fit, above it passes what would: a LoRA without
-# checkpointing is taken for an eighth larger than it is.
-LEAST, MOST = 0.94, 1.13
+# Below the trace a search looks at what does not fit, above it passes what would.
+LEAST, MOST = 0.93, 1.10
 
 QUICK = {("sdxl", "full"), ("llama-3.1-8b", "full"), ("llama-3.2-1b", "qlora")}
 EVERY = [case for case in cases() if case.method not in METHODS["tiers"]]

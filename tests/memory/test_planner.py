@@ -55,7 +55,7 @@ def planned(recipe: Recipe) -> dict[str, int]:
     """Bytes at the peak of a step that never happens."""
     core = opened(recipe, "meta")
     with fused_attention_shapes(), grouped_products():
-        return dict(trace_step(core, meta_batches(core, recipe)).peak)
+        return dict(trace_step(core, meta_batches(core, recipe)).tracer.peak)
 
 
 def real(recipe: Recipe) -> dict[str, int]:
@@ -65,7 +65,7 @@ def real(recipe: Recipe) -> dict[str, int]:
     size, portions = recipe.training.batch_size, recipe.training.accumulation
     draws = [Draw(0, number) for number in range(size)]
     batches = [core.trainee.collate(items[:size], draws) for _ in range(portions)]
-    return dict(trace_step(core, batches).peak)
+    return dict(trace_step(core, batches).tracer.peak)
 
 
 def largest_examples(recipe: Recipe) -> Sequence[Example]:

@@ -3,7 +3,8 @@
 For decoders of the usual kind (two norms, grouped attention, a gated MLP), t tokens, hidden width
 h, MLP width f, queries q and keys kv wide, n heads, vocabulary V:
 
-    a layer keeps      t (16 h + 4 q + 4 kv + 8 f + 4 n) bytes in bf16; 12 h where norms are frozen
+    a layer keeps      t (16 h + 4 q + 4 kv + 8 f + 4 n) bytes in bf16; 8 h and 6 f if it is frozen
+    norms of q and k   t 6 (q + kv) more; 4 (q + kv) if they are frozen
     each adapter       t (4 inputs + 4 rank) more, in fp32
     checkpointing      t 2 h for each layer, and one layer's own at a time
     the loss head      min(chunk, t) 4 V, the gradient of a trained head, and fp32 slices
@@ -24,7 +25,8 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
     config, size = trainee.source.text_config, trainee.dtype.itemsize
     hidden, vocabulary = config.hidden_size, config.vocab_size
     blocks, full = trainee.blocks(), trainee.recipe.method.kind == "full"
-    layer = tokens * _layer_bytes(config, full) * size // 2
+    normed = any(hasattr(one, "q_norm") for block in blocks[:1] for one in block.modules())
+    layer = tokens * _layer_bytes(config, full, normed) * size // 2
     layer += (
         tokens
         * sum(_adapter_bytes(one) for _, one in adapted_layers(trainee.model))
@@ -45,14 +47,17 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
     return int(max(kept + ends + head, kept + within + tied, 3 * tied))
 
 
-def _layer_bytes(config: Any, full: bool) -> int:
-    """Of a token, in bf16."""
+def _layer_bytes(config: Any, full: bool, normed: bool) -> int:
+    """Of a token, in bf16; `normed` where queries and keys have norms of their own."""
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
     width = getattr(config, "head_dim", None) or hidden // heads
     queries = heads * width
     keys = (getattr(config, "num_key_value_heads", None) or heads) * width
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    return int((16 if full else 12) * hidden + 4 * (queries + keys) + 8 * inner + 4 * heads)
+    attention = 4 * (queries + keys) + 4 * heads
+    if normed:
+        attention += (6 if full else 4) * (queries + keys)
+    return int((16 if full else 8) * hidden + (8 if full else 6) * inner + attention)
 
 
 def _adapter_bytes(layer: Any) -> int:

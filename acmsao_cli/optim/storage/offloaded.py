@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acmsao_cli.optim.noise import Noise
 from acmsao_cli.optim.storage.codec import Codec, Pieces
+from acmsao_cli.optim.tracing import FROM_DEVICE, TO_DEVICE, tell_crossed
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ class Offloaded(Codec):
 
     def stage(self, pieces: Pieces, device: torch.device) -> Pieces:
         """Copy to the device, without waiting."""
+        tell_crossed(sum(piece.nbytes for piece in pieces.values()), TO_DEVICE)
         return {
             name: piece.to(device, non_blocking=True, copy=True) for name, piece in pieces.items()
         }
 
     def unstage(self, pieces: Pieces, staged: Pieces) -> None:
         """Copy back and wait, once for each cell: the host may put blocks together next."""
+        tell_crossed(sum(piece.nbytes for piece in pieces.values()), FROM_DEVICE)
         devices = {tensor.device for tensor in staged.values() if tensor.device.type == "cuda"}
         for name, piece in pieces.items():
             piece.copy_(staged[name], non_blocking=bool(devices))
