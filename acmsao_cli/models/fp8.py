@@ -49,8 +49,11 @@ class Fp8Layer(nn.Module):
         self.register_buffer("scale", scale)
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """The weight that this layer computes with; fresh."""
-        return unpack(self.weight, self.scale, dtype)
+        """The weight that this layer computes with, fresh, where its scales are.
+
+        The bytes themselves may wait in the host's memory.
+        """
+        return unpack(self.weight.to(self.scale.device), self.scale, dtype)
 
     @abstractmethod
     def product(self, value: Tensor, weight: Tensor) -> Tensor:

@@ -68,14 +68,19 @@ def nf4_linear(dense: nn.Linear, device: torch.device, compute: torch.dtype) -> 
 
 @torch.no_grad()
 def unpacked_weight(layer: nn.Module) -> Tensor:
-    """The fp32 matrix that a layer computes with, however it is kept; fresh, on its device."""
+    """The fp32 matrix that a layer computes with, however it is kept; fresh.
+
+    It is on the layer's device: where the scales are, if packed bytes wait in the host's memory.
+    """
     if isinstance(layer, Fp8Layer):
         return layer.unpacked(torch.float32)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if (state := getattr(weight, "quant_state", None)) is not None:
         library = bitsandbytes_for("nf4")
-        unpacked: Tensor = library.functional.dequantize_4bit(weight.data, state)
+        unpacked: Tensor = library.functional.dequantize_4bit(
+            weight.data.to(state.absmax.device), state
+        )
         return unpacked.float()
     if weight.dtype is torch.int8:
         kept = getattr(weight, "SCB", None)  # moved to the layer's state by the first product

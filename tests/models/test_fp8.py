@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from acmsao_cli.models.fp8 import fp8_layer, pack, unpack
+from acmsao_cli.models.packed import unpacked_weight
 
 LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (lambda: nn.Linear(24, 40), (2, 5, 24)),
@@ -75,3 +76,9 @@ def test_no_dense_weight_is_kept_for_the_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.shape), lambda _: _):
         packed(torch.randn(2, 64, requires_grad=True))
     assert kept == []
+
+
+def test_bytes_that_wait_elsewhere_are_unpacked_where_the_scales_are() -> None:
+    layer = fp8_layer(nn.Linear(8, 4))
+    layer.scale = layer.scale.to("meta")  # stands in for another device
+    assert unpacked_weight(layer).device.type == "meta"
