@@ -28,7 +28,7 @@ def describe_start(decided: Decided, place: Place, num_examples: int) -> Started
         "optimizer": optimizer_words(recipe),
         "data": f"{num_examples} examples from {recipe.data.source}",
         "training": training_words(recipe),
-        "memory": memory_words(made),
+        "memory": memory_words(made, num_examples),
         "output": str(place.folder.path),
     }
     if config.preset:
@@ -96,8 +96,12 @@ def training_words(recipe: Recipe) -> str:
     return joined((length, portions, checkpointing, f"seed {training.seed}"))
 
 
-def memory_words(made: MemoryPlan) -> str:
-    """The predicted peak and its parts."""
+def memory_words(made: MemoryPlan, num_examples: int) -> str:
+    """The predicted peak and its parts: on a CPU with all that the same memory holds."""
+    if made.device.type != "cuda":
+        total = made.measurable_bytes(num_examples)
+        sizes = {**made.by_category, "kept beside the step": total - made.peak_bytes}
+        return f"{human_bytes(total)} predicted ({sizes_words(sizes)})"
     there = f"{human_bytes(made.peak_bytes)} predicted ({sizes_words(made.by_category)})"
     away = made.host["page-locked"]
     return f"{there}, and {human_bytes(away)} page-locked in the host's memory" if away else there

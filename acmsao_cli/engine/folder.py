@@ -6,8 +6,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class RunFolder:
         Raises RunLockedError if a living process holds it.
         """
         with writing(self.path):
+            made = [folder for folder in self.path.parents if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / LOCK).open("a+", encoding="ascii")
         with stream:
@@ -111,13 +112,19 @@ class RunFolder:
             try:
                 yield
             finally:
-                self.remove_if_empty()
+                self.remove_if_empty(made)
 
-    def remove_if_empty(self) -> None:
-        """Take the folder away again if nothing but the lock came into it."""
+    def remove_if_empty(self, made: Sequence[Path] = ()) -> None:
+        """Take the folder away again if nothing but the lock came into it, and those `made` for it.
+
+        `made` goes from the nearest to the farthest.
+        """
         if os.listdir(self.path) == [LOCK]:
             (self.path / LOCK).unlink()
             self.path.rmdir()
+            with suppress(OSError):  # another run came into it
+                for folder in made:
+                    folder.rmdir()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,11 @@ class Ferry:
         away = self._away[turn.batch.layer]
         due = {cell: codec for cell, slot, codec in away if turn.step % slot.visits == 0}
         home, device = {cell: turn.state[cell] for cell in due}, turn.batch.device
-        if not due or sum(piece.nbytes for piece in _pieces(home)) > LIMIT:
+        if not due:
+            return None
+        if sum(piece.nbytes for piece in _pieces(home)) > LIMIT:
+            if device in self._streams:  # what came home on an earlier step may be read now
+                torch.cuda.current_stream(device).wait_stream(self._streams[device])
             return None
         with self._aside(device) as stream:
             here = {cell: codec.stage(home[cell], device) for cell, codec in due.items()}
