@@ -70,6 +70,20 @@ def in_the_way(path: Path) -> OutputError:
     )
 
 
+def require_space(place: Path, nbytes: int, what: str) -> None:
+    """Raise OutputError unless so many bytes are free where `place` is, or will be."""
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    with writing(place):
+        free = shutil.disk_usage(there).free
+    if nbytes > free:
+        raise OutputError(
+            f"{what} needs {nbytes / 2**30:.2f} GiB in {place}, of which {free / 2**30:.2f} are "
+            "free",
+            hint="free some space, keep fewer with --set checkpoint.keep=1, or write elsewhere "
+            "with --output",
+        )
+
+
 def vacant(path: Path) -> Path:
     """`path`, absolute, unless something is there; an empty folder is nothing. Else OutputError."""
     is_empty = path.is_dir() and not any(path.iterdir())

@@ -24,6 +24,7 @@ FREE_TO_CHANGE = (
     "training.device",
     "training.gradient_checkpointing",
     "training.noise_scale",
+    "training.nonfinite_steps",
     "optimizer.storage",
     "optimizer.fused_backward",
     "memory",

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from acmsao_cli.errors import CheckpointError
-from acmsao_cli.writing import flush_folder, flushed, writing
+from acmsao_cli.writing import flush_folder, flushed, require_space, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8})")
+# Beside the place of a checkpoint that is being replaced: what was there.
+FORMER = ".former.tmp"
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,9 @@ class CheckpointStore:
         """Write a checkpoint, make it visible at once, then remove the oldest above `keep`."""
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{target.name}.tmp"
-        with writing(self.folder):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        nbytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        require_space(self.folder, nbytes, "the checkpoint")
+        with writing(self.folder), self._cleared(temporary):
             for name, tensors in files.items():
                 contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
                 save_file(contiguous, temporary / f"{name}.safetensors")
@@ -79,9 +82,19 @@ class CheckpointStore:
         self._prune()
         return target
 
+    @contextmanager
+    def _cleared(self, temporary: Path) -> Iterator[None]:
+        """An empty folder to build in; nothing of it is left, whatever happens."""
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         """Rename; where a run that went back comes to the same step again, the old one goes."""
-        former = self.folder / f".{target.name}.former.tmp"
+        former = self.folder / f".{target.name}{FORMER}"
         if target.exists():
             os.replace(target, former)
         os.replace(temporary, target)
@@ -98,16 +111,28 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Remove all but the newest `keep`."""
         for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
+            self._remove(step)
 
     def discard_after(self, step: int) -> None:
         """Remove checkpoints newer than `step`: the run went back, and goes on from here."""
         for newer in self.steps():
             if newer > step:
-                shutil.rmtree(self.folder / f"step-{newer:08d}", ignore_errors=True)
+                self._remove(newer)
+
+    def _remove(self, step: int) -> None:
+        """Make it no checkpoint at once, then take its files away."""
+        path = self.folder / f"step-{step:08d}"
+        gone = self.folder / f".{path.name}.gone.tmp"
+        with suppress(OSError):
+            os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
-        """Delete what a crash left unfinished."""
+        """Delete what a crash left unfinished; what was about to be replaced is put back."""
+        for former in self.folder.glob(f".step-*{FORMER}"):
+            target = self.folder / former.name.removeprefix(".").removesuffix(FORMER)
+            if not target.exists():
+                os.replace(former, target)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -122,6 +147,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, not yet verified."""
     steps = CheckpointStore(folder, keep=1).steps()
     return folder / f"step-{steps[-1]:08d}" if steps else None
+
+
+def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint in `folder`, and what is wrong with those that are newer.
+
+    None where there is no checkpoint. Raises CheckpointError where there are, and none is whole.
+    """
+    wrong: list[str] = []
+    for step in reversed(CheckpointStore(folder, keep=1).steps()):
+        try:
+            return open_checkpoint(folder / f"step-{step:08d}"), wrong
+        except CheckpointError as error:
+            wrong.append(error.message)
+    if wrong:
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be used\n  " + "\n  ".join(wrong),
+            hint="put one back, or start a new run: another --output, or --resume never",
+        )
+    return None, wrong
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

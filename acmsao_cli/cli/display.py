@@ -126,8 +126,9 @@ class RateColumn(ProgressColumn):
 def step_figures(step: StepDone, seconds_per_step: float) -> str:
     """The figures of a step on one line."""
     left = round(seconds_per_step * (step.total_steps - step.step))
+    loss = "left out" if step.loss is None else f"loss {step.loss:.4f}"
     return (
-        f"loss {step.loss:.4f}  {pace_words(seconds_per_step)}  "
+        f"{loss}  {pace_words(seconds_per_step)}  "
         f"{clock(left)} left  {human_bytes(step.memory_bytes)}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +89,6 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
 
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
-    from acmsao_cli.checkpoint.store import open_checkpoint
     from acmsao_cli.config.auto import value_of
     from acmsao_cli.engine.assemble import check_continuation
     from acmsao_cli.engine.events import Finished, Notice
@@ -101,7 +100,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     with stop_on_signal() as stop, place.folder.locked():
         place = look_again(place)
         asked, examples = read_examples(config, listener)
-        checkpoint = open_checkpoint(place.checkpoint) if place.checkpoint else None
+        place, checkpoint = usable(place, listener)
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
@@ -120,6 +119,24 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
             listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
         training = Training(asked, place, examples, checkpoint, stop, listener)
         training.down_the_ladder(planned)
+
+
+def usable(place: Place, listener: Listener) -> tuple[Place, Checkpoint | None]:
+    """The checkpoint to go on from, and the place with it: where the newest is damaged, an older.
+
+    One that was asked for by its path is taken or refused.
+    """
+    from acmsao_cli.checkpoint.store import open_checkpoint, open_newest
+    from acmsao_cli.engine.events import Notice
+
+    if place.checkpoint is None:
+        return place, None
+    if place.explicit:
+        return place, open_checkpoint(place.checkpoint)
+    checkpoint, wrong = open_newest(place.folder.checkpoints)
+    for message in wrong:
+        listener(Notice(f"{message}; going on from an older one"))
+    return replace(place, checkpoint=checkpoint.path if checkpoint else None), checkpoint
 
 
 @dataclass(frozen=True)
@@ -209,11 +226,17 @@ def decided(config: RunConfig, num_examples: int) -> Decided:
 
 
 def announce(planned: Decided, place: Place, num_examples: int, listener: Listener) -> Started:
-    """Say what is about to be done, and what was decided. Raises DoesNotFitError."""
+    """Say what is about to be done, and what was decided.
+
+    Raises DoesNotFitError where memory is missing, OutputError where space on the disk is.
+    """
     from acmsao_cli.cli.describe import describe_start
     from acmsao_cli.memory.advise import require_fit
+    from acmsao_cli.writing import require_space
 
     start = describe_start(planned, place, num_examples)
     listener(start)
     require_fit(planned.plan, planned.config)
+    wanted = sum(planned.plan.disk.values()) - place.folder.checkpoint_bytes()
+    require_space(place.folder.path, wanted, "this run")
     return start

@@ -120,6 +120,11 @@ class TrainingSection(Section):
     batch_lr: Literal["none", "sqrt", "linear"] = Field(
         "none", description="how the learning rate follows an accumulation that grew"
     )
+    nonfinite_steps: Count = Field(
+        3,
+        description="give up after so many steps in a row with a loss or gradient that is not "
+        "finite; each is left out",
+    )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         False,
         description="recompute activations in backward: less memory, about a third more time; auto "

@@ -37,11 +37,13 @@ class StepDone:
 
     Where the gradient noise is measured: running means of its scale (in examples), of the variance
     of one example's gradient, and of the squared norm of the true gradient.
+
+    `left_out`: what was not finite, so that no weight was changed; then there is no loss.
     """
 
     step: int
     total_steps: int
-    loss: float
+    loss: float | None
     lr: float
     gradient_norm: float | None
     units: float
@@ -51,6 +53,7 @@ class StepDone:
     noise_scale: float | None = None
     gradient_variance: float | None = None
     signal: float | None = None
+    left_out: str | None = None
 
 
 @dataclass(frozen=True)

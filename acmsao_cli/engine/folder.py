@@ -55,6 +55,10 @@ class RunFolder:
         """What the run can be continued from."""
         return self.path / "checkpoints"
 
+    def checkpoint_bytes(self) -> int:
+        """What the checkpoints take on the disk."""
+        return sum(file.stat().st_size for file in self.checkpoints.glob("step-*/*"))
+
     @property
     def final(self) -> Path:
         """The files other programs load."""

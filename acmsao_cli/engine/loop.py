@@ -5,26 +5,30 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from acmsao_cli.checkpoint.store import CheckpointStore
 from acmsao_cli.engine.assemble import Run
-from acmsao_cli.engine.events import Finished, Listener, Saved, StepDone, Working
+from acmsao_cli.engine.events import Finished, Listener, Notice, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.measured import Expectation, Watch, forget_peak, peak_memory
 from acmsao_cli.engine.out_of_memory import EARLY_STEPS, let_go, ran_out
 from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to
 from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
 from acmsao_cli.engine.signals import Stop
-from acmsao_cli.engine.step import StepResult, training_step
-from acmsao_cli.errors import DivergedError, MemoryRanOutError, StoppedError
-from acmsao_cli.models.base import Exported, Sample, TrainingFacts
+from acmsao_cli.engine.step import NotFiniteError, StepResult, let_go_of_step, training_step
+from acmsao_cli.errors import DivergedError, MemoryRanOutError, OutputError, StoppedError
+from acmsao_cli.models.base import Batch, Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
 from acmsao_cli.writing import writing
+
+# Checkpoints in a row that could not be written before the run gives up.
+SAVES_MISSED: Final = 3
 
 
 def train(
@@ -65,18 +69,30 @@ def take_steps(
     listener: Listener,
     watch: Watch,
 ) -> None:
-    """Every step that is left, with the checkpoints and samples between them."""
+    """Every step that is left, with the checkpoints and samples between them.
+
+    A checkpoint that cannot be written is tried again at the next one's time: space may be made.
+    """
+    began_at, failed = run.step, 0
     while run.step < run.total_steps:
         reason = ran_out(lambda: metrics.append(advance(run, folder, listener, watch)))
         if reason is not None:
             message = f"out of memory in step {run.step + 1}: {reason}"
             if watch.steps_taken < EARLY_STEPS:
-                forget_attempt(store, run.step - watch.steps_taken, run.step)
+                forget_attempt(store, began_at, run.step)
                 raise MemoryRanOutError(message, early=True)
             raise out_of_memory(message, run, store, metrics, listener)
         stopping, last = stop.number, run.step == run.total_steps
-        if last or stopping or run.step % run.config.recipe.checkpoint.every == 0:
-            save(run, store, metrics, listener)
+        due = run.step % run.config.recipe.checkpoint.every == 0
+        if stop.asked_to_save() or due or stopping or last:
+            try:
+                save(run, store, metrics, listener)
+                failed = 0
+            except OutputError as error:
+                failed += 1
+                if stopping or last or failed == SAVES_MISSED:
+                    raise
+                listener(Notice(f"no checkpoint at step {run.step}: {error.message}; going on"))
         if stopping:
             raise stopped(stopping, run, folder)
         every = run.config.recipe.samples.every
@@ -114,28 +130,30 @@ def out_of_memory(
 def advance(
     run: Run, folder: RunFolder, listener: Listener, watch: Watch | None = None
 ) -> dict[str, Any]:
-    """One step; returns its line of metrics."""
+    """One step; returns its line of metrics.
+
+    A step whose loss or gradient is not finite is left out, unless it is one too many in a row, or
+    known only once weights were stepped in backward: then raises DivergedError.
+    """
     began = time.monotonic()
     recipe, progress, factor = run.config.recipe, run.progress, run.next_lr_factor
     picks = run.next_picks()
     batches, examples = [run.batch(some) for some in picks], sum(len(some) for some in picks)
-
-    def guard(what: str, value: Tensor) -> None:
-        if not math.isfinite(float(value)):
-            raise diverged(what, run, folder)
-
-    result = training_step(
-        run.core,
-        batches,
-        first_micro_batch=progress.micro_batches,
-        lr_factor=factor,
-        previous_norm=progress.gradient_norm,
-        guard=guard,
-    )
-    if result.gradient_norm is not None:
-        guard("gradient norm", result.gradient_norm)
+    try:
+        result = training_step(
+            run.core,
+            batches,
+            first_micro_batch=progress.micro_batches,
+            lr_factor=factor,
+            previous_norm=progress.gradient_norm,
+            guard=require_finite,
+        )
+    except NotFiniteError as error:
+        return left_out(error.what, run, folder, listener, units_of(batches), began)
+    if result.gradient_norm is not None and not math.isfinite(float(result.gradient_norm)):
+        raise diverged("gradient norm", run, folder, TOO_LATE)
     loss, norm, first_norm = read_out(result)
-    units = sum(batch.weight for batch in batches)
+    units = units_of(batches)
     noise = progress.noise
     if norm is not None and first_norm is not None:
         noise = noise.after(first_norm, norm, batches[0].weight / units, examples)
@@ -160,6 +178,44 @@ def advance(
     return {**dataclasses.asdict(done), **found}
 
 
+def left_out(
+    what: str, run: Run, folder: RunFolder, listener: Listener, units: float, began: float
+) -> dict[str, Any]:
+    """Go on behind a step that changed no weight; returns its line of metrics."""
+    core, recipe, factor = run.core, run.config.recipe, run.next_lr_factor
+    let_go_of_step(core)
+    after = run.progress.after_leaving_out(recipe.training)
+    if after.left_out >= recipe.training.nonfinite_steps:
+        raise diverged(what, run, folder)
+    accumulation, run.progress = run.progress.accumulation, after
+    done = StepDone(
+        step=run.step,
+        total_steps=run.total_steps,
+        loss=None,
+        lr=recipe.optimizer.lr * factor,
+        gradient_norm=None,
+        units=units,
+        seconds=round(time.monotonic() - began, 6),
+        memory_bytes=peak_memory(core.trainee.device),
+        accumulation=accumulation,
+        left_out=what,
+    )
+    listener(done)
+    listener(Notice(f"step {run.step} is left out: its {what} is not finite"))
+    return dataclasses.asdict(done)
+
+
+def require_finite(what: str, value: Tensor) -> None:
+    """The guard of real steps."""
+    if not math.isfinite(float(value)):
+        raise NotFiniteError(what)
+
+
+def units_of(batches: Sequence[Batch]) -> float:
+    """What a step's loss is a mean over."""
+    return sum(batch.weight for batch in batches)
+
+
 def read_out(result: StepResult) -> tuple[float, float | None, float | None]:
     """Loss, gradient norm, and the first micro-batch's: fetched from the device together."""
     wanted = [result.loss, result.gradient_norm, result.first_norm]
@@ -169,12 +225,18 @@ def read_out(result: StepResult) -> tuple[float, float | None, float | None]:
     return loss, norm, first_norm
 
 
-def diverged(what: str, run: Run, folder: RunFolder) -> DivergedError:
+# Why a step in backward cannot be left out.
+TOO_LATE: Final = "known only after weights were stepped in backward; training.clip=two_pass knows"
+
+
+def diverged(what: str, run: Run, folder: RunFolder, more: str = "") -> DivergedError:
     """The error of a number that is no longer finite."""
     steps = CheckpointStore(folder.checkpoints, 1).steps()
     good = f"the last good checkpoint is at step {steps[-1]}" if steps else "no checkpoint was made"
+    times = run.progress.left_out + 1
+    row = f", {more}" if more else f", {times} steps in a row" if times > 1 else ""
     return DivergedError(
-        f"the {what} is not finite at step {run.step + 1}; {good}",
+        f"the {what} is not finite at step {run.step + 1}{row}; {good}",
         hint="lower optimizer.lr or lengthen schedule.warmup_steps, in a new run: another "
         "--output, or --resume never without one",
     )
@@ -244,6 +306,7 @@ def finish(
         "loss_from": losses[0] if losses else None,
         "loss_to": losses[1] if losses else None,
         "noise_scale": run.progress.noise.scale,
+        "steps_left_out": sum(1 for row in metrics.rows if row.get("left_out")),
         "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
         "memory": next((row["memory"] for row in reversed(metrics.rows) if "memory" in row), None),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from acmsao_cli.config.sections import TrainingSection
@@ -20,7 +20,8 @@ class Progress:
 
     `micro_batches` are drawn so far, so the coming step begins with the one of that number;
     `accumulation` is how many it takes. `gradient_norm` is the last step's. `steps_above` counts
-    the latest steps in a row at which the noise scale exceeded the batch.
+    the latest steps in a row at which the noise scale exceeded the batch, `left_out` the latest
+    steps in a row that changed no weight, since a loss or gradient was not finite.
     """
 
     accumulation: int
@@ -29,6 +30,17 @@ class Progress:
     gradient_norm: float | None = None
     noise: Noise = field(default_factory=Noise)
     steps_above: int = 0
+    left_out: int = 0
+
+    def after_leaving_out(self, training: TrainingSection) -> Progress:
+        """Where the run is after a step that changed nothing: its examples are passed."""
+        return replace(
+            self,
+            accumulation=self._grown(training, 0),
+            step=self.step + 1,
+            micro_batches=self.micro_batches + self.accumulation,
+            left_out=self.left_out + 1,
+        )
 
     def after(
         self, training: TrainingSection, norm: float | None, noise: Noise, examples: int

@@ -49,11 +49,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def losses_of(rows: list[dict[str, Any]]) -> list[float]:
+    """Of the steps that were not left out."""
+    return [float(row["loss"]) for row in rows if row["loss"] is not None]
+
+
 def loss_from_to(rows: list[dict[str, Any]]) -> tuple[float, float] | None:
     """Mean loss of the first and of the last tenth of the steps: single steps are too noisy."""
-    if not rows:
+    losses = losses_of(rows)
+    if not losses:
         return None
-    losses = [float(row["loss"]) for row in rows]
     width = max(1, len(losses) // 10)
     return sum(losses[:width]) / width, sum(losses[-width:]) / width
 
@@ -72,8 +77,8 @@ def draw_loss(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = [row["step"] for row in rows]
-    losses = [row["loss"] for row in rows]
+    rows = [row for row in rows if row["loss"] is not None]
+    steps, losses = [row["step"] for row in rows], losses_of(rows)
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, color="#9db7d5", linewidth=0.8, label="loss of each step")

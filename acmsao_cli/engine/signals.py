@@ -24,6 +24,7 @@ class Interrupted(BaseException):
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAVING = signal.SIGUSR1
 
 
 @dataclass
@@ -33,11 +34,12 @@ class Stop:
     While `stepping`, a signal is only noted: the loop finishes its step, saves, and stops.
     Otherwise there is nothing to save and the signal raises Interrupted on the spot. A second
     signal ends the process at once; the last checkpoint is whole, since checkpoints appear by
-    renaming.
+    renaming. Another signal asks for a checkpoint now, and the run goes on.
     """
 
     number: int | None = None
     stepping: bool = False
+    saving: bool = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
@@ -46,6 +48,15 @@ class Stop:
         self.number = number
         if not self.stepping:
             raise Interrupted(number)
+
+    def ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the signal that asks for a checkpoint: at the end of the coming step."""
+        self.saving = True
+
+    def asked_to_save(self) -> bool:
+        """Whether a checkpoint was asked for since this was last looked at."""
+        asked, self.saving = self.saving, False
+        return asked
 
     def begin_again(self) -> None:
         """No steps are taken until the run is assembled anew; a signal that came is heeded now."""
@@ -56,13 +67,14 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Note SIGINT, SIGTERM and SIGHUP instead of dying of them. Raises StoppedError.
+    """Note SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of dying of them. Raises StoppedError.
 
     A signal that is ignored already stays so: that is how nohup keeps a run alive.
     """
     stop = Stop()
-    heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop.handle) for number in heard}
+    handlers = {**dict.fromkeys(STOPPING, stop.handle), SAVING: stop.ask_to_save}
+    heard = [number for number in handlers if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handlers[number]) for number in heard}
     try:
         yield stop
     except Interrupted as stopped:

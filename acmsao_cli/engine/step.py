@@ -94,6 +94,14 @@ class StepResult:
     first_norm: Tensor | None = None
 
 
+class NotFiniteError(Exception):
+    """A loss or gradient norm is not finite: `what`. No weight has been touched by the step."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
 Guard = Callable[[str, Tensor], None]
 
 
@@ -268,6 +276,12 @@ def unclipped_norm(core: Core, clipped_by: float | None) -> Tensor | None:
     if norm is None or training.clip != "delayed" or not training.clip_norm or clipped_by is None:
         return norm
     return norm * max(1.0, (clipped_by + CLIP_EPS) / training.clip_norm)
+
+
+def let_go_of_step(core: Core) -> None:
+    """Forget the gradients of a step that is left out, lest they be taken for the next one's."""
+    core.optimizer.zero_grad(set_to_none=True)
+    core.trainee.gradients_in_rows()
 
 
 def measures_noise(training: TrainingSection) -> bool:

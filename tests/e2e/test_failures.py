@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,9 +69,28 @@ def test_a_damaged_checkpoint_and_a_changed_recipe(acmsao: Any, lm: Path) -> Non
     refused(acmsao("train", str(lm), "-o", "out", "-s", "training.steps=3"), 5, "past the 3")
     weights = Path("out/checkpoints/step-00000006/weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4])
-    refused(acmsao("train", str(lm), "-o", "out"), 5, "bytes, not")
-    older = acmsao("train", str(lm), "--resume", "out/checkpoints/step-00000004")
+    named = ("train", str(lm), "--resume", "out/checkpoints/step-00000006")
+    refused(acmsao(*named), 5, "bytes, not")
+    older = acmsao("train", str(lm), "-o", "out")
     assert older.code == 0, older.err
+    assert "bytes, not" in " ".join(older.out.split())
+    assert "continuing at step 4" in older.out
+
+
+def test_no_checkpoint_that_is_whole(acmsao: Any, lm: Path) -> None:
+    assert acmsao("train", str(lm), "-o", "out").code == 0
+    Path("out/summary.json").unlink()
+    for manifest in Path("out/checkpoints").glob("*/manifest.json"):
+        manifest.write_text("{}")
+    refused(acmsao("train", str(lm), "-o", "out"), 5, "no checkpoint in", "--resume never")
+
+
+def test_a_disk_that_will_not_hold_the_run(
+    acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
+    refused(acmsao("train", str(lm), "-o", "out"), 6, "this run needs", "checkpoint.keep")
+    assert not Path("out").exists()
 
 
 def test_a_place_that_cannot_be_written(acmsao: Any, lm: Path) -> None:

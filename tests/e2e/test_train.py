@@ -191,6 +191,22 @@ def test_a_run_that_a_signal_stopped_goes_on_to_the_same_bits(
         assert torch.equal(value, weights_of(Path("parts"))[name]), name
 
 
+def test_a_signal_asks_for_a_checkpoint_and_the_run_goes_on(
+    acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, saved = loop.advance, []
+
+    def asked(run: Any, *rest: Any) -> Any:
+        saved.append(sorted(path.name for path in Path("out/checkpoints").glob("step-*")))
+        if run.step == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        return advance(run, *rest)
+
+    monkeypatch.setattr(loop, "advance", asked)
+    assert acmsao("train", str(lm), "-o", "out", "-s", "checkpoint.every=100").code == 0
+    assert saved == [[], [], *[["step-00000002"]] * 4]
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", ["lm", "sdxl"])
 def test_streamed_weights_are_saved_sampled_and_exported_as_resident_ones(

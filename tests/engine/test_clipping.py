@@ -13,7 +13,6 @@ from acmsao_cli.engine.backward import BackwardHook, gradient_norm, norm_of_back
 from acmsao_cli.engine.events import Event
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import advance
-from acmsao_cli.errors import DivergedError
 
 BOUND = 0.2  # below the toy's gradient norms
 
@@ -146,7 +145,7 @@ def test_two_passes_know_a_norm_that_is_not_finite_before_any_weight_moves(
     before = weights(run)
     first = next(iter(run.parameters.values()))
     first.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(DivergedError, match="gradient norm"):
-        steps(run, 1)
+    steps(run, 1)
+    assert run.progress.left_out == 1
     for name, value in weights(run).items():
         assert torch.equal(value, before[name])

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from acmsao_cli.checkpoint.store import open_checkpoint
+from acmsao_cli.checkpoint.store import CheckpointStore, open_checkpoint
 from acmsao_cli.engine.assemble import check_continuation, restore
-from acmsao_cli.engine.events import Event, StepDone
+from acmsao_cli.engine.events import Event, Notice, StepDone
 from acmsao_cli.engine.folder import RunFolder
-from acmsao_cli.engine.loop import train
+from acmsao_cli.engine.loop import advance, train
 from acmsao_cli.engine.report import read_metrics
 from acmsao_cli.engine.samples import paired
 from acmsao_cli.engine.signals import Stop, stop_on_signal
-from acmsao_cli.errors import CheckpointError, DivergedError, StoppedError
+from acmsao_cli.errors import CheckpointError, DivergedError, OutputError, StoppedError
 from acmsao_cli.models.base import Sample
 
 
@@ -44,6 +44,8 @@ OPTIONS = [
     {"optimizer": {"fused_backward": True, "storage": "factored"}, "training": {"clip_norm": None}},
     {"optimizer": {"name": "lion", "storage": "bf16"}, "training": {"accumulation": 2}},
 ]
+
+TWO_PASS = {"optimizer": {"fused_backward": True}, "training": {"clip": "two_pass"}}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -115,14 +117,114 @@ def test_metrics_behind_the_checkpoint_are_cut_on_resume(
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
-    tmp_path: Path, make_run: Any
+    tmp_path: Path, make_run: Any, make_config: Any
 ) -> None:
-    run = make_run()
+    run = make_run(make_config(training={"nonfinite_steps": 1}))
     run.core.trainee.poison_at = 16  # in the fifth step
     with pytest.raises(DivergedError, match=r"step 5.*checkpoint is at step 3"):
         train(run, RunFolder(tmp_path), Stop(), ignore)
     assert all(value.isfinite().all() for value in weights(run).values())
     assert run.step == 4
+
+
+def poisoned(run: Any, steps: set[int]) -> None:
+    """In these steps, counted from 1, the loss is not finite."""
+    loss = run.core.trainee.loss
+
+    def broken(batch: Any) -> Any:
+        return loss(batch) * (float("nan") if run.step + 1 in steps else 1.0)
+
+    run.core.trainee.loss = broken
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, TWO_PASS])
+def test_a_step_whose_loss_is_not_finite_changes_nothing(
+    tmp_path: Path, make_run: Any, make_config: Any, options: dict[str, Any]
+) -> None:
+    """The next one is the one it would have been, with its own examples, rate and noise."""
+    config, told = make_config(**options), list[Event]()
+    run, folder = make_run(config), RunFolder(tmp_path / "poisoned")
+    poisoned(run, {3, 4})
+    summary = train(run, folder, Stop(), told.append)
+    assert summary["steps_left_out"] == 2
+    rows = read_metrics(folder.metrics)
+    assert [row["step"] for row in rows if row["left_out"] == "loss"] == [3, 4]
+    assert [row["loss"] is None for row in rows] == [row["step"] in (3, 4) for row in rows]
+    notices = [event.text for event in told if isinstance(event, Notice)]
+    assert "step 3 is left out: its loss is not finite" in notices
+
+    other = make_run(config)
+    while other.step < other.total_steps:
+        if other.step in (2, 3):
+            other.progress = other.progress.after_leaving_out(config.recipe.training)
+        else:
+            advance(other, folder, ignore)
+    for name, value in weights(run).items():
+        assert torch.equal(value, weights(other)[name])
+
+
+def test_three_in_a_row_end_the_run_and_two_do_not(
+    tmp_path: Path, make_run: Any, make_config: Any
+) -> None:
+    run = make_run(make_config())
+    poisoned(run, {2, 3, 5, 6, 7})
+    words = r"loss is not finite at step 7, 3 steps in a row; the last good checkpoint is at step 6"
+    with pytest.raises(DivergedError, match=words):
+        train(run, RunFolder(tmp_path), Stop(), ignore)
+    assert all(value.isfinite().all() for value in weights(run).values())
+
+
+def test_the_count_of_steps_in_a_row_outlives_a_stop(
+    tmp_path: Path, make_run: Any, make_config: Any, gone_on: Any
+) -> None:
+    config, stop = make_config(), Stop()
+    run, folder = make_run(config), RunFolder(tmp_path)
+    poisoned(run, {3, 4, 5})
+    with pytest.raises(StoppedError):
+        train(run, folder, stop, stop_after(4, stop))
+    again = gone_on(config, folder)
+    poisoned(again, {3, 4, 5})
+    with pytest.raises(DivergedError, match="at step 5, 3 steps in a row"):
+        train(again, folder, Stop(), ignore)
+
+
+@pytest.mark.parametrize("clip", ["global", "two_pass"])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    tmp_path: Path, make_run: Any, make_config: Any, clip: str
+) -> None:
+    """Also where weights are stepped in backward, if the norm is measured before."""
+    fused = {"fused_backward": clip == "two_pass"}
+    run = make_run(make_config(optimizer=fused, training={"clip": clip}))
+    before: list[dict[str, torch.Tensor]] = []
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf") if run.step == 2 else gradient
+
+    next(iter(run.parameters.values())).register_hook(poison)
+
+    def listener(event: Event) -> None:
+        if isinstance(event, StepDone):
+            before.append(weights(run))
+
+    summary = train(run, RunFolder(tmp_path), Stop(), listener)
+    assert summary["steps_left_out"] == 1
+    assert all(torch.equal(before[1][name], value) for name, value in before[2].items())
+    assert not all(torch.equal(before[2][name], value) for name, value in before[3].items())
+
+
+def test_a_gradient_that_is_known_too_late_ends_the_run_and_is_not_saved(
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any
+) -> None:
+    fused = {"optimizer": {"fused_backward": True}, "training": {"clip_norm": None}}
+    run, folder = make_run(make_config(**fused, checkpoint={"every": 1})), RunFolder(tmp_path)
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf") if run.step == 2 else gradient
+
+    next(iter(run.parameters.values())).register_hook(poison)
+    with pytest.raises(DivergedError, match=r"at step 3, known only .*two_pass.* at step 2"):
+        train(run, folder, Stop(), ignore)
+    assert newest(folder).step == 2
 
 
 def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
@@ -204,3 +306,32 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         assert stop.number is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("failures", "ends"), [(2, True), (3, False)])
+def test_a_checkpoint_that_cannot_be_written_is_tried_again(
+    tmp_path: Path,
+    make_run: Any,
+    make_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: int,
+    ends: bool,
+) -> None:
+    save, tries, told = CheckpointStore.save, [], list[Event]()
+
+    def sometimes(self: CheckpointStore, *what: Any) -> Path:
+        tries.append(what[0])
+        if len(tries) <= failures:
+            raise OutputError("no room")
+        return save(self, *what)
+
+    monkeypatch.setattr(CheckpointStore, "save", sometimes)
+    run, folder = make_run(make_config(checkpoint={"every": 1})), RunFolder(tmp_path / "run")
+    if ends:
+        train(run, folder, Stop(), told.append)
+        notices = [event.text for event in told if isinstance(event, Notice)]
+        assert [text for text in notices if "no room; going on" in text] == notices[:2]
+    else:
+        with pytest.raises(OutputError):
+            train(run, folder, Stop(), ignore)
+        assert tries == [1, 2, 3]

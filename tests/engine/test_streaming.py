@@ -19,7 +19,7 @@ from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import TextExample
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.engine import activations, streaming
-from acmsao_cli.engine.step import Core, build_core, training_step
+from acmsao_cli.engine.step import Core, NotFiniteError, build_core, let_go_of_step, training_step
 from acmsao_cli.engine.streaming import WINDOW, spread
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models import catalog
@@ -55,8 +55,17 @@ def recipe_of(family: str, folder: Path, memory: dict[str, Any], **sections: Any
     return build(folder, training=training, memory=memory, **sections)
 
 
-def trained(recipe: Recipe, steps: int = 3) -> tuple[Core, dict[str, Tensor], list[float]]:
-    """Step a few times; the core, its weights and the losses."""
+def trained(
+    recipe: Recipe, steps: int = 3, *, guard_first: bool = False
+) -> tuple[Core, dict[str, Tensor], list[float]]:
+    """Step a few times; the core, its weights and the losses.
+
+    `guard_first`: every step is first left out at its loss, and then taken.
+    """
+
+    def refuse(what: str, value: Tensor) -> None:
+        raise NotFiniteError(what)
+
     device = torch.device("cpu")
     trainee = catalog.family(recipe.model.family).open(recipe, device, torch.float32)
     core = build_core(recipe, trainee)
@@ -71,6 +80,10 @@ def trained(recipe: Recipe, steps: int = 3) -> tuple[Core, dict[str, Tensor], li
             trainee.collate(items, [Draw(0, 10 * step + n) for n in range(2)])
             for _ in range(portions)
         ]
+        if guard_first:
+            with pytest.raises(NotFiniteError):
+                training_step(core, batches, first_micro_batch=0, lr_factor=1.0, guard=refuse)
+            let_go_of_step(core)
         result = training_step(core, batches, first_micro_batch=portions * step, lr_factor=1.0)
         losses.append(float(result.loss))
     with core.at_home():
@@ -128,6 +141,20 @@ def test_a_block_that_the_last_portion_leaves_out_is_stepped_all_the_same(
     assert core.stream is not None
     assert core.stream.most_here <= WINDOW
     assert not any(block.here for block in core.stream.blocks)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_a_step_that_is_left_out_leaves_nothing_behind(
+    folders: dict[str, Path], sliced: bool
+) -> None:
+    """Neither a block on the device nor a head's gradient that the next step would take."""
+    memory = {"resident_blocks": 0, "offload_activations": True, "slice_head": sliced}
+    recipe = recipe_of("causal_lm", folders["causal_lm"], memory, **FULL)
+    _, expected, losses = trained(recipe)
+    core, weights, others = trained(recipe, guard_first=True)
+    assert losses == others
+    assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
+    assert not core.trainee.gradients_in_rows()
 
 
 @pytest.mark.parametrize("case", CASES)
