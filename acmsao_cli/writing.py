@@ -77,8 +77,7 @@ def require_space(place: Path, nbytes: int, what: str) -> None:
         free = shutil.disk_usage(there).free
     if nbytes > free:
         raise OutputError(
-            f"{what} needs {nbytes / 2**30:.2f} GiB in {place}, of which {free / 2**30:.2f} are "
-            "free",
+            f"{what} needs {nbytes / 2**20:.1f} MiB in {place}, where {free / 2**20:.1f} are free",
             hint="free some space, keep fewer with --set checkpoint.keep=1, or write elsewhere "
             "with --output",
         )

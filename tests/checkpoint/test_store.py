@@ -86,7 +86,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     store = CheckpointStore(tmp_path, 1)
     store.save(1, FILES, {})
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
-    with pytest.raises(OutputError, match=r"the checkpoint needs .* are free"):
+    with pytest.raises(OutputError, match=r"the checkpoint needs .* MiB .* are free"):
         store.save(2, FILES, {})
     assert os.listdir(tmp_path) == ["step-00000001"]
 
