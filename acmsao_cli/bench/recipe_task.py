@@ -36,7 +36,7 @@ NOT_OF_THE_TASK: Final = (
 def recipe_task(config: RunConfig) -> Task:
     """The task of a recipe. Raises DataError where its data cannot be used."""
     recipe = config.recipe
-    examples = require(read(recipe.data))
+    examples = require(read(recipe.data), recipe.data)
     shown = len(examples) - len(examples[::TENTH])
     rows = rows_of(config)
     check_batch_size(shown, rows)
@@ -97,7 +97,7 @@ def load(config: RunConfig, seed: int) -> Loaded:
     device = resolve_device(training.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
     trainee = catalog.family(recipe.model.family).open(recipe, device, dtype)
-    return Loaded(trainee, trainee.encode(require(read(recipe.data))))
+    return Loaded(trainee, trainee.encode(require(read(recipe.data), recipe.data)))
 
 
 def open_recipe(config: RunConfig, seed: int) -> Opened:

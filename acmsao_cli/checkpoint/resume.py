@@ -19,6 +19,8 @@ OPTIMIZER = "optimizer"
 # step computes. Everything else would silently make it another run.
 FREE_TO_CHANGE = (
     "about",
+    "data.on_bad",
+    "data.max_bad",
     "training.steps",
     "training.epochs",
     "training.device",

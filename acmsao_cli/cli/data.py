@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from acmsao_cli.cli.options import PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
-from acmsao_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from acmsao_cli.data.base import Example, Problem, Reading
+    from acmsao_cli.data.base import Problem
 
 app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True)
 
@@ -33,10 +31,11 @@ def check(
     config = resolve(Request(recipe, preset, tuple(settings or ())))
     quiet_libraries()
     from acmsao_cli.data.check import summarise
-    from acmsao_cli.data.reading import read
+    from acmsao_cli.data.reading import read, require
+    from acmsao_cli.data.scan import decoded
     from acmsao_cli.models import catalog
 
-    reading = opened(read(config.recipe.data))
+    reading = decoded(read(config.recipe.data))
     for name, value in summarise(reading, config.recipe.data):
         typer.echo(f"{name}: {value}")
     for problem in reading.problems:
@@ -45,36 +44,9 @@ def check(
         family = catalog.family(config.recipe.model.family)
         for text in family.preview(config.recipe, reading.examples[:show]):
             typer.echo(f"\n{text}")
-    refuse_unusable(reading)
-
-
-def opened(reading: Reading) -> Reading:
-    """The reading once every picture was decoded as for a training; broken ones are errors."""
-    from acmsao_cli.data.base import ImageExample, Problem
-    from acmsao_cli.errors import DataError
-
-    whole: list[Example] = []
-    problems = list(reading.problems)
-    for example in reading.examples:
-        try:
-            if isinstance(example, ImageExample):
-                example.open()
-            whole.append(example)
-        except DataError as error:
-            problems.append(Problem.of(example.place, error))
-    return replace(reading, examples=tuple(whole), problems=tuple(problems))
+    require(reading, config.recipe.data)
 
 
 def problem_line(problem: Problem) -> str:
     """One problem on one line."""
     return f"{problem.severity}: {problem.place}: {problem.message}"
-
-
-def refuse_unusable(reading: Reading) -> None:
-    """Raise DataError if a training would refuse this data."""
-    errors = sum(problem.severity == "error" for problem in reading.problems)
-    if errors or not reading.examples:
-        raise DataError(
-            f"the data cannot be trained on: {errors} errors, {len(reading.examples)} examples",
-            hint="mend or remove the files named above",
-        )

@@ -15,7 +15,8 @@ from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, Set
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
     from acmsao_cli.config.recipe import RunConfig
-    from acmsao_cli.data.base import Example
+    from acmsao_cli.data.base import Example, Reading
+    from acmsao_cli.data.scan import Stamps
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
     from acmsao_cli.engine.signals import Stop
@@ -82,7 +83,8 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
     from acmsao_cli.engine.folder import choose_place
 
     place = choose_place(config.name, output, resume)
-    config, examples = read_examples(config, listener)
+    config, reading = read_examples(config, listener)
+    examples = reading.examples
     announce(decided(config, len(examples)), place, len(examples), listener)
     listener(Notice("dry run: nothing was loaded or written"))
 
@@ -90,6 +92,8 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
     from acmsao_cli.config.auto import value_of
+    from acmsao_cli.data.reading import bad
+    from acmsao_cli.data.scan import stamps
     from acmsao_cli.engine.assemble import check_continuation
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
@@ -99,7 +103,8 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     place = choose_place(config.name, output, resume)
     with stop_on_signal() as stop, place.folder.locked():
         place = look_again(place)
-        asked, examples = read_examples(config, listener)
+        asked, reading = read_examples(config, listener, place.folder.pictures_seen())
+        examples = reading.examples
         place, checkpoint = usable(place, listener)
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
@@ -110,6 +115,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
         announce(planned, place, len(examples), listener)
+        place.folder.keep_data(stamps(reading), [str(problem) for problem in bad(reading)])
         for change in changes:
             listener(Notice(f"changed since the checkpoint: {change}"))
         if config.before:
@@ -200,20 +206,31 @@ class Training:
         return None
 
 
-def read_examples(config: RunConfig, listener: Listener) -> tuple[RunConfig, tuple[Example, ...]]:
-    """The data's examples, and the configuration with its format decided; warnings are told."""
-    from acmsao_cli.data.reading import read, require
-    from acmsao_cli.engine.events import Notice
+def read_examples(
+    config: RunConfig, listener: Listener, seen: Stamps | None = None
+) -> tuple[RunConfig, Reading]:
+    """The data, with what cannot be used left out or refused, and the configuration with its
+    format decided; warnings are told. Pictures that were `seen` whole are not decoded again.
+    """
+    from acmsao_cli.data.reading import bad, listed, read, require
+    from acmsao_cli.data.scan import decoded
+    from acmsao_cli.engine.events import Notice, Working
 
-    reading = read(config.recipe.data)
-    examples = require(reading)
+    def progress(done: int, total: int) -> None:
+        listener(Working("looking at the pictures", done, total))
+
+    reading = decoded(read(config.recipe.data), seen, progress)
+    require(reading, config.recipe.data)
     warnings = [problem for problem in reading.problems if problem.severity == "warning"]
     for problem in warnings[:WARNINGS_SHOWN]:
         listener(Notice(f"{problem.place}: {problem.message}"))
     if len(warnings) > WARNINGS_SHOWN:
         more = len(warnings) - WARNINGS_SHOWN
         listener(Notice(f"{more} more warnings: `acmsao data check` tells all"))
-    return config.with_data_format(reading.format), examples
+    if errors := bad(reading):
+        what = "1 bad item is" if len(errors) == 1 else f"{len(errors)} bad items are"
+        listener(Notice(f"{what} left out:{listed(errors)}"))
+    return config.with_data_format(reading.format), reading
 
 
 def decided(config: RunConfig, num_examples: int) -> Decided:

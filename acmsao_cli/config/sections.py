@@ -73,6 +73,10 @@ class DataSection(Section):
     """Where the examples come from."""
 
     source: str = Field(min_length=1, description="a folder or file, or builtin:NAME")
+    on_bad: Literal["error", "skip"] = Field(
+        "error", description="what becomes of items that cannot be used: skip leaves them out"
+    )
+    max_bad: Fraction = Field(0.05, description="largest share of items that may be skipped")
 
 
 class ScheduleSection(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from acmsao_cli.errors import DataError
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 class ImageExample:
     """A captioned picture; `open` decodes it to RGB, upright, and raises DataError if it cannot.
 
-    `size` is (height, width) as the header tells, where somebody has looked.
+    `size` is (height, width) as the header tells, where somebody has looked; `path` is its file, if
+    it is one.
     """
 
     place: str
     caption: str
     open: Callable[[], Image.Image]
     size: tuple[int, int] | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Problem:
     place: str
     message: str
     severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        """Where and what."""
+        return f"{self.place}: {self.message}"
 
     @staticmethod
     def of(place: str, error: DataError) -> Problem:

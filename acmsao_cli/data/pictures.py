@@ -39,5 +39,5 @@ def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]
     if found.animated:
         yield Problem(place, "has several frames; the first is used", severity="warning")
     yield ImageExample(
-        place, caption, partial(open_picture, path, place), (found.height, found.width)
+        place, caption, partial(open_picture, path, place), (found.height, found.width), path
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,7 @@ from acmsao_cli.errors import ConfigError, DataError
 for _module in pkgutil.iter_modules(formats.__path__):
     importlib.import_module(f"{formats.__name__}.{_module.name}")
 
-MAX_LISTED = 10
+MAX_LISTED = 20
 # A crop that leaves less than this of a picture is worth telling.
 LEAST_KEPT = 0.5
 
@@ -55,20 +56,43 @@ def read(section: ImageData | TextData) -> Reading:
     return Reading(chosen.name, tuple(examples), tuple(problems))
 
 
-def require(reading: Reading) -> tuple[Example, ...]:
-    """The examples of a reading without errors. Raises DataError that lists what is wrong."""
-    errors = [problem for problem in reading.problems if problem.severity == "error"]
+def require(reading: Reading, section: ImageData | TextData) -> tuple[Example, ...]:
+    """The examples to train on. Raises DataError that lists what is wrong, if that is not to be
+    skipped, or is too much of it.
+    """
+    errors = bad(reading)
     hint = "`acmsao data check RECIPE` shows all that was found"
-    if errors:
-        lines = [f"{problem.place}: {problem.message}" for problem in errors[:MAX_LISTED]]
-        if len(errors) > MAX_LISTED:
-            lines.append(f"and {len(errors) - MAX_LISTED} more")
+    if errors and section.on_bad == "error":
         what = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        listed = "".join(f"\n  {line}" for line in lines)
-        raise DataError(f"{what} in the data (read as {reading.format}):{listed}", hint=hint)
+        raise DataError(
+            f"{what} in the data (read as {reading.format}):{listed(errors)}",
+            hint=f"{hint}; --set data.on_bad=skip leaves them out",
+        )
     if not reading.examples:
-        raise DataError(f"the data has no examples (read as {reading.format})", hint=hint)
+        raise DataError(
+            f"the data has no examples (read as {reading.format}){listed(errors)}", hint=hint
+        )
+    share = len(errors) / (len(errors) + len(reading.examples))
+    if share > section.max_bad:
+        raise DataError(
+            f"{len(errors)} of {len(errors) + len(reading.examples)} items are bad, more than "
+            f"data.max_bad {section.max_bad:g} allows:{listed(errors)}",
+            hint=f"{hint}; --set data.max_bad={math.ceil(100 * share) / 100:g} allows so many",
+        )
     return reading.examples
+
+
+def bad(reading: Reading) -> list[Problem]:
+    """What cannot be trained on."""
+    return [problem for problem in reading.problems if problem.severity == "error"]
+
+
+def listed(errors: Sequence[Problem]) -> str:
+    """The first of them, a line each, and how many more there are."""
+    lines = [str(problem) for problem in errors[:MAX_LISTED]]
+    if len(errors) > MAX_LISTED:
+        lines.append(f"and {len(errors) - MAX_LISTED} more")
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def pictures(examples: Sequence[Example]) -> list[ImageExample]:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from acmsao_cli.writing import write_whole, writing
 RUNS = Path("runs")
 SUMMARY = "summary.json"
 RECIPE = "run.yaml"
+DATA = "data.json"
 LOCK = ".acmsao.lock"
 # How run.yaml begins, which is itself a recipe: a file of that name may also be a user's.
 MARK = "# run of "
@@ -39,6 +40,28 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object for each step."""
         return self.path / "metrics.jsonl"
+
+    def keep_data(self, stamps: Mapping[str, list[int]], left_out: Sequence[str]) -> None:
+        """Remember which pictures were found whole, by their stamps, and what is left out."""
+        found = {"left_out": list(left_out), "pictures": dict(stamps)}
+        write_whole(self.path / DATA, json.dumps(found, indent=1) + "\n")
+
+    def pictures_seen(self) -> dict[str, list[int]]:
+        """The stamps that `keep_data` was given."""
+        found = self._data().get("pictures")
+        return found if isinstance(found, dict) else {}
+
+    def left_out(self) -> list[str]:
+        """The items of the data that are left out."""
+        found = self._data().get("left_out")
+        return found if isinstance(found, list) else []
+
+    def _data(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / DATA).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def loss_plot(self) -> Path:

@@ -306,6 +306,7 @@ def finish(
         "loss_from": losses[0] if losses else None,
         "loss_to": losses[1] if losses else None,
         "noise_scale": run.progress.noise.scale,
+        "items_left_out": len(folder.left_out()),
         "steps_left_out": sum(1 for row in metrics.rows if row.get("left_out")),
         "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
         "memory": next((row["memory"] for row in reversed(metrics.rows) if "memory" in row), None),

@@ -80,7 +80,7 @@ def test_captions_are_found_in_every_folder_in_the_order_of_names(tmp_path: Path
         f"a picture of {n}" for n in ("a.JPG", "b.png", "deep/er/c.webp")
     ]
     assert reading.problems == ()
-    first = require(reading)[0]
+    first = require(reading, ImageData(source=str(tmp_path)))[0]
     assert isinstance(first, ImageExample)
     assert first.open().size == (64, 64)
     assert first.size == (64, 64)
@@ -661,20 +661,33 @@ def test_the_order_is_that_of_names_however_the_folder_lists_them(
 # What becomes of problems
 
 
-def test_require_lists_ten_errors_and_the_number_of_the_rest() -> None:
-    errors = tuple(Problem(f"f:{number}", "wrong") for number in range(13))
-    good = TextExample("g:1", messages=(Message("user", "q"), Message("assistant", "a")))
+GOOD = TextExample("g:1", messages=(Message("user", "q"), Message("assistant", "a")))
+BAD = tuple(Problem(f"f:{number}", "wrong") for number in range(23))
+
+
+def test_require_lists_twenty_errors_and_the_number_of_the_rest() -> None:
+    section = TextData(source="x")
     with pytest.raises(DataError) as refused:
-        require(Reading("messages", (good,), errors))
+        require(Reading("messages", (GOOD,), BAD), section)
     assert refused.value.message.startswith(
-        "13 errors in the data (read as messages):\n  f:0: wrong"
+        "23 errors in the data (read as messages):\n  f:0: wrong"
     )
-    assert refused.value.message.endswith("\n  f:9: wrong\n  and 3 more")
+    assert refused.value.message.endswith("\n  f:19: wrong\n  and 3 more")
     assert "acmsao data check" in str(refused.value.hint)
     warning = Problem("f", "odd", severity="warning")
-    assert require(Reading("messages", (good,), (warning,))) == (good,)
+    assert require(Reading("messages", (GOOD,), (warning,)), section) == (GOOD,)
     with pytest.raises(DataError, match="no examples"):
-        require(Reading("messages", (), (warning,)))
+        require(Reading("messages", (), (warning,)), section)
+
+
+def test_bad_items_are_skipped_where_that_is_asked_for_and_are_few() -> None:
+    few = TextData(source="x", on_bad="skip", max_bad=0.5)
+    assert require(Reading("messages", (GOOD,), BAD[:1]), few) == (GOOD,)
+    with pytest.raises(DataError, match="2 of 3 items are bad") as refused:
+        require(Reading("messages", (GOOD,), BAD[:2]), few)
+    assert "data.max_bad=0.67" in str(refused.value.hint)
+    with pytest.raises(DataError, match="no examples"):
+        require(Reading("messages", (), BAD[:2]), few)
 
 
 def test_the_summary_tells_sizes_captions_and_turns(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from acmsao_cli.data import pictures
 from acmsao_cli.engine.folder import RunFolder
 
 
@@ -144,3 +145,58 @@ def test_the_check_decodes_every_picture_as_a_training_will(
     checked = acmsao("data", "check", str(sdxl), "-s", "data.source=./late")
     assert checked.code == 3
     assert "zz.png" in checked.out
+
+
+@pytest.fixture
+def spoilt(sdxl: Path, shelf: Path, tmp_path: Path) -> Path:
+    """A recipe whose data has a picture with a good header and half of its pixels."""
+    folder = tmp_path / "spoilt"
+    folder.mkdir()
+    for file in (shelf / "pictures").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    whole = (folder / "0.png").read_bytes()
+    (folder / "zz.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "zz.txt").write_text("cut short")
+    recipe = json.loads(sdxl.read_text())
+    recipe["data"]["source"] = str(folder)
+    sdxl.write_text(json.dumps(recipe))
+    return sdxl
+
+
+def test_a_bad_picture_is_found_before_the_model_is_looked_for(acmsao: Any, spoilt: Path) -> None:
+    gone = ("-s", "model.source=./nowhere")
+    refused(acmsao("train", str(spoilt), *gone), 3, "1 error", "zz.png", "data.on_bad=skip")
+    assert not Path("runs").exists()
+
+
+def test_bad_items_are_left_out_counted_and_told(acmsao: Any, spoilt: Path) -> None:
+    skip = ("-s", "data.on_bad=skip")
+    refused(acmsao("train", str(spoilt), *skip), 3, "1 of 7 items are bad", "data.max_bad=0.15")
+    options = ("train", str(spoilt), *skip, "-s", "data.max_bad=0.15", "-o", "out")
+    done = acmsao(*options)
+    assert done.code == 0, done.err
+    assert "1 bad item is left out:" in done.out
+    assert "zz.png: cannot be decoded" in " ".join(done.out.split())
+    assert json.loads(Path("out/summary.json").read_text())["items_left_out"] == 1
+    kept = json.loads(Path("out/data.json").read_text())
+    assert "zz.png" in kept["left_out"][0]
+    assert len(kept["pictures"]) == 6
+
+
+def test_pictures_that_were_seen_whole_are_decoded_once_for_a_run(
+    acmsao: Any, sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_picture = pictures.open_picture
+
+    def counted(path: Path, place: str) -> Any:
+        opened.append(place)
+        return open_picture(path, place)
+
+    monkeypatch.setattr(pictures, "open_picture", counted)
+    assert acmsao("train", str(sdxl), "-o", "out").code == 0
+    first = len(opened)
+    assert first == 12, "once to look, once to encode"
+    done = acmsao("train", str(sdxl), "-o", "out")
+    assert "already done" in done.out
+    assert len(opened) == first

@@ -1,0 +1,79 @@
+"""Every picture of a data set decoded once, before anything else is done with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.errors import DataError
+
+# By path: size in bytes and time of the last change, in nanoseconds.
+Stamps: TypeAlias = Mapping[str, list[int]]
+
+# Decoders let go of the interpreter, and a picture in memory may take 300 MB.
+THREADS: Final = min(4, os.cpu_count() or 1)
+
+
+def decoded(
+    reading: Reading,
+    seen: Stamps | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Reading:
+    """The reading once every picture was decoded as for a training; broken ones are errors.
+
+    A file whose stamp is among those `seen` is not decoded again.
+    """
+    seen, whole = seen or {}, list[Example]()
+    problems = list(reading.problems)
+    unknown = [one for one in reading.examples if not _is_seen(one, seen)]
+    found: Iterator[Problem | None]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = iter(pool.map(_problem, unknown))
+        done = 0
+        for example in reading.examples:
+            problem = None
+            if not _is_seen(example, seen):
+                problem, done = next(found), done + 1
+                progress(done, len(unknown))
+            if problem is None:
+                whole.append(example)
+            else:
+                problems.append(problem)
+    return replace(reading, examples=tuple(whole), problems=tuple(problems))
+
+
+def stamps(reading: Reading) -> dict[str, list[int]]:
+    """Those of the pictures that are files, to be passed to `decoded` another time."""
+    found = {}
+    for example in reading.examples:
+        if isinstance(example, ImageExample) and example.path is not None:
+            found[str(example.path)] = _stamp(example.path)
+    return found
+
+
+def _is_seen(example: Example, seen: Stamps) -> bool:
+    if not isinstance(example, ImageExample):
+        return True
+    return example.path is not None and seen.get(str(example.path)) == _stamp(example.path)
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError:  # gone since it was found: decoding it will say so
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _problem(example: Example) -> Problem | None:
+    assert isinstance(example, ImageExample)
+    try:
+        example.open()
+    except DataError as error:
+        return Problem.of(example.place, error)
+    return None
