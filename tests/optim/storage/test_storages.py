@@ -176,6 +176,8 @@ def test_a_cell_waits_once_for_all_its_pieces_to_come_home(monkeypatch):
     told = []
 
     class Piece:
+        nbytes = 4
+
         def copy_(self, staged, non_blocking):
             told.append(("copied", non_blocking))
 
