@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from acmsao_cli.errors import StoppedError
 
@@ -40,13 +41,14 @@ class Stop:
     number: int | None = None
     stepping: bool = False
     saving: bool = False
+    closing: bool = False  # all is done: a signal that comes now finds nothing to stop
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if self.number is not None:
             os._exit(128 + number)
         self.number = number
-        if not self.stepping:
+        if not self.stepping and not self.closing:
             raise Interrupted(number)
 
     def ask_to_save(self, number: int, frame: FrameType | None) -> None:
@@ -74,12 +76,16 @@ def stop_on_signal() -> Iterator[Stop]:
     stop = Stop()
     handlers = {**dict.fromkeys(STOPPING, stop.handle), SAVING: stop.ask_to_save}
     heard = [number for number in handlers if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, handlers[number]) for number in heard}
+    previous: dict[int, Any] = {}
     try:
+        for heeded in heard:
+            previous[heeded] = signal.signal(heeded, handlers[heeded])
         yield stop
+        stop.closing = True
     except Interrupted as stopped:
         message = "stopped; nothing new had to be saved"
         raise StoppedError(stopped.number, message) from None
     finally:
+        stop.closing = True
         for number, handler in previous.items():
             signal.signal(number, handler)

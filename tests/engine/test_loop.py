@@ -298,6 +298,29 @@ def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:
     assert paired({"before": before, "after": [Sample("c", text="5")]}) == {}
 
 
+def test_a_signal_that_comes_while_handlers_are_put_in_place_or_taken_away_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stops what has not begun, and finds nothing to stop in what is done."""
+    install = signal.signal
+
+    def interrupted(number: int, handler: Any) -> Any:
+        before = install(number, handler)
+        if number == signal.SIGTERM:
+            signal.getsignal(signal.SIGINT)(signal.SIGINT, None)  # type: ignore[operator, misc]
+        return before
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", interrupted)
+        with pytest.raises(StoppedError) as stopped, stop_on_signal():
+            pass
+    assert stopped.value.exit_code == 130
+    with stop_on_signal() as stop:
+        handler = stop.handle
+    handler(signal.SIGTERM, None)
+    assert stop.number == signal.SIGTERM
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
