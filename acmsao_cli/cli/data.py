@@ -49,4 +49,4 @@ def check(
 
 def problem_line(problem: Problem) -> str:
     """One problem on one line."""
-    return f"{problem.severity}: {problem.place}: {problem.message}"
+    return f"{problem.severity}: {problem}"

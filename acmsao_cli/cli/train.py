@@ -91,6 +91,7 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
 
 def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
+    from acmsao_cli.checkpoint.store import CheckpointStore
     from acmsao_cli.config.auto import value_of
     from acmsao_cli.data.reading import bad
     from acmsao_cli.data.scan import stamps
@@ -102,6 +103,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
 
     place = choose_place(config.name, output, resume)
     with stop_on_signal() as stop, place.folder.locked():
+        CheckpointStore(place.folder.checkpoints, config.recipe.checkpoint.keep).remove_leftovers()
         place = look_again(place)
         asked, reading = read_examples(config, listener, place.folder.pictures_seen())
         examples = reading.examples
@@ -223,7 +225,7 @@ def read_examples(
     require(reading, config.recipe.data)
     warnings = [problem for problem in reading.problems if problem.severity == "warning"]
     for problem in warnings[:WARNINGS_SHOWN]:
-        listener(Notice(f"{problem.place}: {problem.message}"))
+        listener(Notice(str(problem)))
     if len(warnings) > WARNINGS_SHOWN:
         more = len(warnings) - WARNINGS_SHOWN
         listener(Notice(f"{more} more warnings: `acmsao data check` tells all"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,23 +28,19 @@ def decoded(
 
     A file whose stamp is among those `seen` is not decoded again.
     """
-    seen, whole = seen or {}, list[Example]()
-    problems = list(reading.problems)
-    unknown = [one for one in reading.examples if not _is_seen(one, seen)]
-    found: Iterator[Problem | None]
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = iter(pool.map(_problem, unknown))
-        done = 0
-        for example in reading.examples:
-            problem = None
-            if not _is_seen(example, seen):
-                problem, done = next(found), done + 1
-                progress(done, len(unknown))
-            if problem is None:
-                whole.append(example)
-            else:
-                problems.append(problem)
-    return replace(reading, examples=tuple(whole), problems=tuple(problems))
+    unknown = [one for one in reading.examples if not _is_seen(one, seen or {})]
+    broken: dict[int, Problem] = {}
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        found = zip(unknown, pool.map(_problem, unknown), strict=True)
+        for done, (example, problem) in enumerate(found, 1):
+            progress(done, len(unknown))
+            if problem is not None:
+                broken[id(example)] = problem
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever stops a run does not wait for the rest
+    whole = tuple(one for one in reading.examples if id(one) not in broken)
+    return replace(reading, examples=whole, problems=(*reading.problems, *broken.values()))
 
 
 def stamps(reading: Reading) -> dict[str, list[int]]:

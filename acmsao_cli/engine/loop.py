@@ -48,7 +48,6 @@ def train(
     started = time.monotonic()
     store = CheckpointStore(folder.checkpoints, run.config.recipe.checkpoint.keep)
     folder.reopen()
-    store.remove_leftovers()
     metrics = MetricsFile(folder.metrics, run.step)
     if run.step == 0 and sample_first:
         draw_samples(run, folder, listener)
@@ -159,16 +158,14 @@ def advance(
         noise = noise.after(first_norm, norm, batches[0].weight / units, examples)
     run.progress = progress.after(recipe.training, norm, noise, examples)
     run.core.whole.now = True
-    done = StepDone(
-        step=run.step,
-        total_steps=run.total_steps,
-        loss=loss,
+    done = step_done(
+        run,
+        began,
         lr=recipe.optimizer.lr * factor,
-        gradient_norm=norm,
-        units=units,
-        seconds=round(time.monotonic() - began, 6),
-        memory_bytes=peak_memory(run.core.trainee.device),
         accumulation=progress.accumulation,
+        units=units,
+        loss=loss,
+        gradient_norm=norm,
         noise_scale=noise.scale,
         gradient_variance=noise.variance,
         signal=noise.signal,
@@ -182,27 +179,36 @@ def left_out(
     what: str, run: Run, folder: RunFolder, listener: Listener, units: float, began: float
 ) -> dict[str, Any]:
     """Go on behind a step that changed no weight; returns its line of metrics."""
-    core, recipe, factor = run.core, run.config.recipe, run.next_lr_factor
-    let_go_of_step(core)
-    after = run.progress.after_leaving_out(recipe.training)
+    recipe, before, factor = run.config.recipe, run.progress, run.next_lr_factor
+    let_go_of_step(run.core)
+    after = before.after_leaving_out(recipe.training)
     if after.left_out >= recipe.training.nonfinite_steps:
         raise diverged(what, run, folder)
-    accumulation, run.progress = run.progress.accumulation, after
-    done = StepDone(
-        step=run.step,
-        total_steps=run.total_steps,
-        loss=None,
+    run.progress = after
+    done = step_done(
+        run,
+        began,
         lr=recipe.optimizer.lr * factor,
-        gradient_norm=None,
+        accumulation=before.accumulation,
         units=units,
-        seconds=round(time.monotonic() - began, 6),
-        memory_bytes=peak_memory(core.trainee.device),
-        accumulation=accumulation,
+        loss=None,
+        gradient_norm=None,
         left_out=what,
     )
     listener(done)
     listener(Notice(f"step {run.step} is left out: its {what} is not finite"))
     return dataclasses.asdict(done)
+
+
+def step_done(run: Run, began: float, **figures: Any) -> StepDone:
+    """The event of the step that the run has just passed, with its figures."""
+    return StepDone(
+        step=run.step,
+        total_steps=run.total_steps,
+        seconds=round(time.monotonic() - began, 6),
+        memory_bytes=peak_memory(run.core.trainee.device),
+        **figures,
+    )
 
 
 def require_finite(what: str, value: Tensor) -> None:

@@ -86,6 +86,18 @@ def test_no_checkpoint_that_is_whole(acmsao: Any, lm: Path) -> None:
     refused(acmsao("train", str(lm), "-o", "out"), 5, "no checkpoint in", "--resume never")
 
 
+def test_a_checkpoint_that_was_about_to_be_replaced_is_gone_on_from(acmsao: Any, lm: Path) -> None:
+    """As a crash between the two renames leaves it, with no other checkpoint beside it."""
+    options = ("train", str(lm), "-o", "out", "-s", "checkpoint.keep=1")
+    assert acmsao(*options).code == 0
+    Path("out/summary.json").unlink()
+    newest = Path("out/checkpoints/step-00000006")
+    newest.rename(newest.with_name(".step-00000006.former.tmp"))
+    again = acmsao(*options)
+    assert again.code == 0, again.err
+    assert "continuing at step 6" in again.out
+
+
 def test_a_disk_that_will_not_hold_the_run(
     acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,21 +144,6 @@ def test_settings_that_cannot_be_honoured(acmsao: Any, sdxl: Path, setting: str)
     refused(acmsao("train", str(sdxl), "-s", setting), 2, setting.partition("=")[0])
 
 
-def test_the_check_decodes_every_picture_as_a_training_will(
-    acmsao: Any, sdxl: Path, shelf: Path, tmp_path: Path
-) -> None:
-    late = tmp_path / "late"
-    late.mkdir()
-    for file in (shelf / "pictures").iterdir():
-        (late / file.name).write_bytes(file.read_bytes())
-    whole = (late / "0.png").read_bytes()
-    (late / "zz.png").write_bytes(whole[: len(whole) // 2])
-    (late / "zz.txt").write_text("cut short")
-    checked = acmsao("data", "check", str(sdxl), "-s", "data.source=./late")
-    assert checked.code == 3
-    assert "zz.png" in checked.out
-
-
 @pytest.fixture
 def spoilt(sdxl: Path, shelf: Path, tmp_path: Path) -> Path:
     """A recipe whose data has a picture with a good header and half of its pixels."""
@@ -161,6 +158,12 @@ def spoilt(sdxl: Path, shelf: Path, tmp_path: Path) -> Path:
     recipe["data"]["source"] = str(folder)
     sdxl.write_text(json.dumps(recipe))
     return sdxl
+
+
+def test_the_check_decodes_every_picture_as_a_training_will(acmsao: Any, spoilt: Path) -> None:
+    checked = acmsao("data", "check", str(spoilt))
+    assert checked.code == 3
+    assert "zz.png" in checked.out
 
 
 def test_a_bad_picture_is_found_before_the_model_is_looked_for(acmsao: Any, spoilt: Path) -> None:
