@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
     "about",
     "data.on_bad",
     "data.max_bad",
+    "data.workers",
     "training.steps",
     "training.epochs",
     "training.device",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, Set
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
     from acmsao_cli.config.recipe import RunConfig
-    from acmsao_cli.data.base import Example, Reading
+    from acmsao_cli.data.base import Example, Problem, Reading
     from acmsao_cli.data.scan import Stamps
     from acmsao_cli.engine.events import Listener, Started
-    from acmsao_cli.engine.folder import Place
+    from acmsao_cli.engine.folder import Place, RunFolder
     from acmsao_cli.engine.signals import Stop
     from acmsao_cli.memory.choose import Decided
 
@@ -94,8 +95,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     from acmsao_cli.checkpoint.store import CheckpointStore
     from acmsao_cli.config.auto import value_of
     from acmsao_cli.data.reading import bad
-    from acmsao_cli.data.scan import stamps
-    from acmsao_cli.engine.assemble import check_continuation
+    from acmsao_cli.engine.assemble import as_begun, check_continuation
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.signals import stop_on_signal
@@ -105,9 +105,10 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     with stop_on_signal() as stop, place.folder.locked():
         CheckpointStore(place.folder.checkpoints, config.recipe.checkpoint.keep).remove_leftovers()
         place = look_again(place)
-        asked, reading = read_examples(config, listener, place.folder.pictures_seen())
-        examples = reading.examples
+        asked, found = read_examples(config, listener, place.folder.pictures_seen())
         place, checkpoint = usable(place, listener)
+        reading = as_begun(found, checkpoint) if checkpoint else found
+        examples = reading.examples
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
@@ -117,7 +118,8 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
         announce(planned, place, len(examples), listener)
-        place.folder.keep_data(stamps(reading), [str(problem) for problem in bad(reading)])
+        tell_left_out(bad(reading)[len(bad(found)) :], listener)
+        keep_data(place.folder, examples, bad(reading))
         for change in changes:
             listener(Notice(f"changed since the checkpoint: {change}"))
         if config.before:
@@ -125,7 +127,7 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
                 asked.recipe, {key: value_of(config.recipe, key) for key in config.before}
             )
             listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
-        training = Training(asked, place, examples, checkpoint, stop, listener)
+        training = Training(asked, place, reading, checkpoint, stop, listener)
         training.down_the_ladder(planned)
 
 
@@ -153,7 +155,7 @@ class Training:
 
     asked: RunConfig
     place: Place
-    examples: tuple[Example, ...]
+    reading: Reading
     checkpoint: Checkpoint | None
     stop: Stop
     listener: Listener
@@ -183,6 +185,7 @@ class Training:
     def attempt(self, planned: Decided, *, sample_first: bool) -> str | None:
         """Train as planned; returns what happened if memory ran out in the first steps."""
         from acmsao_cli.cli.describe import describe_start
+        from acmsao_cli.data.reading import bad
         from acmsao_cli.engine.assemble import assemble, restore
         from acmsao_cli.engine.loop import train as train_run
         from acmsao_cli.engine.measured import Expectation
@@ -191,12 +194,15 @@ class Training:
         from acmsao_cli.memory.advise import advice, out_of_memory_named
 
         config, folder = planned.config, self.place.folder
-        start = describe_start(planned, self.place, len(self.examples))
+        start = describe_start(planned, self.place, len(self.reading.examples))
         write_recipe(config, folder.recipe, start.facts)
         expectation = Expectation(start.predicted_bytes)
         try:
             with out_of_memory_named(config.recipe):
-                prepared = assemble(config, self.examples, self.listener)
+                continued = self.checkpoint is not None
+                prepared = assemble(config, self.reading, self.listener, continued=continued)
+                tell_left_out(prepared.left_out[len(bad(self.reading)) :], self.listener)
+                keep_data(folder, prepared.examples, prepared.left_out)
                 if self.checkpoint:
                     restore(prepared, self.checkpoint, self.listener)
                 train_run(prepared, folder, self.stop, self.listener, expectation, sample_first)
@@ -214,25 +220,41 @@ def read_examples(
     """The data, with what cannot be used left out or refused, and the configuration with its
     format decided; warnings are told. Pictures that were `seen` whole are not decoded again.
     """
-    from acmsao_cli.data.reading import bad, listed, read, require
+    from acmsao_cli.data.reading import bad, read, require
     from acmsao_cli.data.scan import decoded
     from acmsao_cli.engine.events import Notice, Working
 
     def progress(done: int, total: int) -> None:
         listener(Working("looking at the pictures", done, total))
 
-    reading = decoded(read(config.recipe.data), seen, progress)
-    require(reading, config.recipe.data)
+    section = config.recipe.data
+    reading = decoded(read(section), section, seen, progress)
+    require(reading, section)
     warnings = [problem for problem in reading.problems if problem.severity == "warning"]
     for problem in warnings[:WARNINGS_SHOWN]:
         listener(Notice(str(problem)))
     if len(warnings) > WARNINGS_SHOWN:
         more = len(warnings) - WARNINGS_SHOWN
         listener(Notice(f"{more} more warnings: `acmsao data check` tells all"))
-    if errors := bad(reading):
+    tell_left_out(bad(reading), listener)
+    return config.with_data_format(reading.format), reading
+
+
+def tell_left_out(errors: Sequence[Problem], listener: Listener) -> None:
+    """What is not trained on, if anything."""
+    from acmsao_cli.data.reading import listed
+    from acmsao_cli.engine.events import Notice
+
+    if errors:
         what = "1 bad item is" if len(errors) == 1 else f"{len(errors)} bad items are"
         listener(Notice(f"{what} left out:{listed(errors)}"))
-    return config.with_data_format(reading.format), reading
+
+
+def keep_data(folder: RunFolder, examples: Sequence[Example], left_out: Sequence[Problem]) -> None:
+    """Remember in the run's folder what it trains on, and what it leaves out."""
+    from acmsao_cli.data.scan import stamps
+
+    folder.keep_data(stamps(examples), [str(problem) for problem in left_out])
 
 
 def decided(config: RunConfig, num_examples: int) -> Decided:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from acmsao_cli.errors import DataError
+from acmsao_cli.data.files import Stamp
+from acmsao_cli.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class ImageExample:
     """A captioned picture; `open` decodes it to RGB, upright, and raises DataError if it cannot.
 
-    `size` is (height, width) as the header tells, where somebody has looked; `path` is its file, if
-    it is one.
+    `open` can be pickled, for another process to call. `size` is (height, width) as the header
+    tells, where somebody has looked; `path` is its file, if it is one, and `stamp` that file's when
+    its header was read.
     """
 
     place: str
@@ -26,6 +28,7 @@ class ImageExample:
     open: Callable[[], Image.Image]
     size: tuple[int, int] | None = None
     path: Path | None = None
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Problem:
         return f"{self.place}: {self.message}"
 
     @staticmethod
-    def of(place: str, error: DataError) -> Problem:
+    def of(place: str, error: InputError) -> Problem:
         """What `error`, whose message begins with "PLACE: ", says of this place."""
         return Problem(place, error.message.removeprefix(f"{place}: "))
 
@@ -73,3 +76,9 @@ class Reading:
     format: str
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
+
+    def without(self, problems: Sequence[Problem]) -> Reading:
+        """The reading without the examples at the places of `problems`, which join its own."""
+        places = {problem.place for problem in problems}
+        kept = tuple(example for example in self.examples if example.place not in places)
+        return replace(self, examples=kept, problems=(*self.problems, *problems))

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from acmsao_cli.data.base import Example, ImageExample, Problem
+from acmsao_cli.data.files import Stamp, stamp_of
 from acmsao_cli.data.images import open_picture, probe
 from acmsao_cli.errors import DataError
 
@@ -31,6 +34,7 @@ def caption_of(text: str, place: str) -> str:
 
 def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]:
     """The example of a picture file, by its header; its pixels are first read by `open`."""
+    stamp = stamp_of(path)
     try:
         found = probe(path, place)
     except DataError as error:
@@ -38,6 +42,29 @@ def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]
         return
     if found.animated:
         yield Problem(place, "has several frames; the first is used", severity="warning")
-    yield ImageExample(
-        place, caption, partial(open_picture, path, place), (found.height, found.width), path
-    )
+    opener = partial(open_unchanged, path, place, stamp)
+    yield ImageExample(place, caption, opener, (found.height, found.width), path, stamp)
+
+
+def open_unchanged(path: Path, place: str, stamp: Stamp | None) -> Image.Image:
+    """Decode a file that is still the one with this stamp, from beginning to end.
+
+    What a run trains on is what its data was found to be when it started. Raises DataError.
+    """
+    try:
+        image = open_picture(path, place)
+    except DataError:
+        _require_stamp(path, place, stamp)  # why it cannot be decoded any more
+        raise
+    _require_stamp(path, place, stamp)
+    return image
+
+
+def _require_stamp(path: Path, place: str, stamp: Stamp | None) -> None:
+    now = stamp_of(path)
+    if now != stamp:
+        gone = ": it is gone" if now is None else ""
+        raise DataError(
+            f"{place}: changed since it was looked at{gone}",
+            hint="start again when nothing writes to the data any more",
+        )

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
-from typing import Final, TypeAlias
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from acmsao_cli.config.causal_lm import TextData
+from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.data.workers import Job, attempt, in_order
 from acmsao_cli.errors import DataError
 
-# By path: size in bytes and time of the last change, in nanoseconds.
+if TYPE_CHECKING:
+    from PIL import Image
+
+# By path, as JSON has them.
 Stamps: TypeAlias = Mapping[str, list[int]]
 
 # Decoders let go of the interpreter, and a picture in memory may take 300 MB.
@@ -21,55 +27,53 @@ THREADS: Final = min(4, os.cpu_count() or 1)
 
 def decoded(
     reading: Reading,
+    section: ImageData | TextData,
     seen: Stamps | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reading:
     """The reading once every picture was decoded as for a training; broken ones are errors.
 
-    A file whose stamp is among those `seen` is not decoded again.
+    A file whose stamp is among those `seen` is not decoded again. Raises WorkerError.
     """
-    unknown = [one for one in reading.examples if not _is_seen(one, seen or {})]
-    broken: dict[int, Problem] = {}
+    unknown = [
+        one
+        for one in reading.examples
+        if isinstance(one, ImageExample) and not _is_seen(one, seen or {})
+    ]
+    workers = section.workers if isinstance(section, ImageData) else 0
+    jobs = [Job(one.place, partial(look_at, one.open)) for one in unknown]
+    broken: list[Problem] = []
+    looking = in_order(jobs, workers) if workers else _in_threads(jobs)
+    with looking as found:
+        for done, (example, error) in enumerate(zip(unknown, found, strict=True), 1):
+            progress(done, len(unknown))
+            if error is not None:
+                broken.append(Problem.of(example.place, error))
+    return reading.without(broken)
+
+
+def look_at(opener: Callable[[], Image.Image]) -> None:
+    """Raises DataError where the picture cannot be decoded."""
+    opener()
+
+
+@contextmanager
+def _in_threads(jobs: Sequence[Job[None]]) -> Iterator[Iterator[DataError | None]]:
     pool = ThreadPoolExecutor(THREADS)
     try:
-        found = zip(unknown, pool.map(_problem, unknown), strict=True)
-        for done, (example, problem) in enumerate(found, 1):
-            progress(done, len(unknown))
-            if problem is not None:
-                broken[id(example)] = problem
+        yield pool.map(lambda job: attempt(job.work), jobs)
     finally:
         pool.shutdown(cancel_futures=True)  # whoever stops a run does not wait for the rest
-    whole = tuple(one for one in reading.examples if id(one) not in broken)
-    return replace(reading, examples=whole, problems=(*reading.problems, *broken.values()))
 
 
-def stamps(reading: Reading) -> dict[str, list[int]]:
+def stamps(examples: Sequence[Example]) -> dict[str, list[int]]:
     """Those of the pictures that are files, to be passed to `decoded` another time."""
-    found = {}
-    for example in reading.examples:
-        if isinstance(example, ImageExample) and example.path is not None:
-            found[str(example.path)] = _stamp(example.path)
-    return found
+    return {
+        str(example.path): list(example.stamp)
+        for example in examples
+        if isinstance(example, ImageExample) and example.stamp is not None
+    }
 
 
-def _is_seen(example: Example, seen: Stamps) -> bool:
-    if not isinstance(example, ImageExample):
-        return True
-    return example.path is not None and seen.get(str(example.path)) == _stamp(example.path)
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        found = path.stat()
-    except OSError:  # gone since it was found: decoding it will say so
-        return []
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _problem(example: Example) -> Problem | None:
-    assert isinstance(example, ImageExample)
-    try:
-        example.open()
-    except DataError as error:
-        return Problem.of(example.place, error)
-    return None
+def _is_seen(example: ImageExample, seen: Stamps) -> bool:
+    return example.stamp is not None and seen.get(str(example.path)) == list(example.stamp)

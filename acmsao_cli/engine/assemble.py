@@ -19,22 +19,26 @@ from acmsao_cli.checkpoint.resume import (
 )
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
-from acmsao_cli.data.base import Example, ImageExample
+from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
 from acmsao_cli.data.randomness import Draw
-from acmsao_cli.data.stream import Pick, Stream
+from acmsao_cli.data.reading import Remaining, bad
+from acmsao_cli.data.stream import Pick, Stream, check_batch_size
 from acmsao_cli.engine.events import Listener, Notice, Working
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.progress import Progress, begin, saved_progress, steps_for
 from acmsao_cli.engine.schedule import lr_factor
 from acmsao_cli.engine.step import Core, build_core
-from acmsao_cli.errors import CheckpointError, ConfigError
+from acmsao_cli.errors import CheckpointError, ConfigError, InputError
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch
 
 
 @dataclass
 class Run:
-    """A training that can be stepped, and how far it is."""
+    """A training that can be stepped, and how far it is.
+
+    `examples` are those it really trains on, `left_out` what was found beside them.
+    """
 
     config: RunConfig
     core: Core
@@ -42,6 +46,7 @@ class Run:
     items: Sequence[Any]
     stream: Stream
     total_steps: int
+    left_out: Sequence[Problem] = ()
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,12 +95,19 @@ class Run:
             "optimizer": optimizer.state_header(),
             "progress": self.progress.as_dict(),
             "data": fingerprint(self.examples),
+            "left_out": {problem.place: problem.message for problem in self.left_out},
         }
         return files, header
 
 
-def assemble(config: RunConfig, examples: Sequence[Example], listener: Listener) -> Run:
-    """Load the model, apply the method, encode the examples, build optimizer and stream."""
+def assemble(
+    config: RunConfig, reading: Reading, listener: Listener, *, continued: bool = False
+) -> Run:
+    """Load the model, apply the method, encode the examples, build optimizer and stream.
+
+    Examples that cannot be encoded are left out if the recipe says so; never from a run that is
+    `continued`.
+    """
     recipe = config.recipe
     device = resolve_device(recipe.training.device)
     dtype = resolve_dtype(recipe.model.dtype, device)
@@ -106,7 +118,12 @@ def assemble(config: RunConfig, examples: Sequence[Example], listener: Listener)
     def progress(done: int, total: int) -> None:
         listener(Working("encoding the examples", done, total))
 
-    items = trainee.encode(examples, progress)
+    left = Remaining(reading, recipe.data)
+    may_lose = not continued or recipe.data.on_bad == "error"  # which raises what is wrong
+    unusable = left.leave_out if may_lose else refuse_to_lose
+    items = trainee.encode(reading.examples, progress, unusable)
+    examples = left.reading.examples
+    check_batch_size(len(examples), recipe.training.batch_size)
     stream = Stream(
         [trainee.group_key(item) for item in items],
         recipe.training.batch_size,
@@ -114,7 +131,7 @@ def assemble(config: RunConfig, examples: Sequence[Example], listener: Listener)
     )
     total_steps = count_steps(config, stream.batches_per_epoch)
     core = build_core(recipe, trainee, total_steps)
-    return Run(config, core, examples, items, stream, total_steps)
+    return Run(config, core, examples, items, stream, total_steps, bad(left.reading))
 
 
 def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
@@ -139,6 +156,26 @@ def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
     return steps
 
 
+# What can be done about data that is not what a run began with.
+PUT_BACK = "put the data back, or start a new run: another --output, or --resume never"
+
+
+def refuse_to_lose(example: Example, error: InputError) -> None:
+    """The order of the rest depends on how many examples there are."""
+    raise CheckpointError(
+        f"{error.message}; the run began with it and cannot go on without", hint=PUT_BACK
+    )
+
+
+def as_begun(reading: Reading, checkpoint: Checkpoint) -> Reading:
+    """The reading without what the run left out when it began, whatever has become of it since."""
+    left_out = checkpoint.header.get("left_out", {})
+    there = {example.place for example in reading.examples}
+    return reading.without(
+        [Problem(place, message) for place, message in left_out.items() if place in there]
+    )
+
+
 def check_continuation(
     config: RunConfig, examples: Sequence[Example], checkpoint: Checkpoint
 ) -> list[str]:
@@ -150,7 +187,7 @@ def check_continuation(
     if checkpoint.header["data"] != fingerprint(examples):
         raise CheckpointError(
             f"the data at {config.recipe.data.source} is not what the run began with",
-            hint="put the data back, or start a new run: another --output, or --resume never",
+            hint=PUT_BACK,
         )
     return changes
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from acmsao_cli.config.recipe import Recipe
 from acmsao_cli.data.base import Example
 from acmsao_cli.data.randomness import Draw
+from acmsao_cli.errors import InputError
 from acmsao_cli.optim.in_rows import GradientInRows
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ def silent(done: int, total: int) -> None:
     """The progress callback of a caller that shows none."""
 
 
+# What becomes of an example that turns out to be unusable; it is left out if this returns.
+Unusable = Callable[[Example, InputError], None]
+
+
+def refused(example: Example, error: InputError) -> None:
+    """The callback of a caller that leaves nothing out."""
+    raise error
+
+
 class Trainee(Protocol):
     """A model with its training method applied."""
 
@@ -131,8 +141,16 @@ class Trainee(Protocol):
     def item_bytes(self) -> int:
         """Of one encoded example, at most."""
 
-    def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Any]:
-        """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once."""
+    def encode(
+        self,
+        examples: Sequence[Example],
+        progress: Progress = silent,
+        unusable: Unusable = refused,
+    ) -> Sequence[Any]:
+        """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once.
+
+        What an example cannot be encoded for is told to `unusable`.
+        """
 
     def group_key(self, item: Any) -> Hashable:
         """Items of one batch must agree on this (the bucket of a picture)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,7 +52,7 @@ def read_saved(source: Source, section: ImageData) -> Iterator[Example | Problem
             continue
         if found.animated:
             yield Problem(place, "has several frames; the first is used", severity="warning")
-        opener = partial(_open, source, table, row, columns[0], place)
+        opener = Row(source, table, row, columns[0], place)
         yield ImageExample(place, caption, opener, (found.height, found.width))
 
 
@@ -119,5 +120,25 @@ def _content(source: Source, value: object, place: str) -> bytes | Path:
     return path
 
 
-def _open(source: Source, table: Any, row: int, column: str, place: str) -> Image.Image:
-    return open_picture(_content(source, table[row][column], place), place)
+@dataclass(frozen=True)
+class Row:
+    """Opens the picture of a row; another process is sent the picture, not the table."""
+
+    source: Source
+    table: Any
+    row: int
+    column: str
+    place: str
+
+    def __call__(self) -> Image.Image:
+        """Raises DataError, as does pickling."""
+        return self.opener()()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What stands for it once it is pickled."""
+        return self.opener().__reduce__()  # type: ignore[return-value]
+
+    def opener(self) -> partial[Image.Image]:
+        """Of the picture itself, read from the table now."""
+        content = _content(self.source, self.table[self.row][self.column], self.place)
+        return partial(open_picture, content, self.place)

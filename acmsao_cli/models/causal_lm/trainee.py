@@ -24,6 +24,8 @@ from acmsao_cli.models.base import (
     Progress,
     Sample,
     TrainingFacts,
+    Unusable,
+    refused,
     silent,
 )
 from acmsao_cli.models.causal_lm import encode as encoding
@@ -96,10 +98,15 @@ class CausalLmTrainee:
         return self.length * encoding.TOKEN_BYTES
 
     def encode(
-        self, examples: Sequence[Example], progress: Progress = silent
+        self,
+        examples: Sequence[Example],
+        progress: Progress = silent,
+        unusable: Unusable = refused,
     ) -> list[encoding.Item]:
         """Token ids with what is learned marked. Raises DataError if nothing is left to learn."""
-        items = encoding.encode(self.tokenizer, examples, self.recipe.data, self.length, progress)
+        items = encoding.encode(
+            self.tokenizer, examples, self.recipe.data, self.length, progress, unusable
+        )
         encoding.check_ids(items, self.source.text_config.vocab_size)
         return items
 
