@@ -177,7 +177,7 @@ class Crew(Generic[T]):
 def start() -> Worker:
     """A new interpreter that serves. Raises WorkerError if there cannot be one."""
     ours, theirs = Pipe()
-    command = f"from {__name__} import serve; serve({theirs.fileno()})"
+    command = f"from {__name__} import serve; serve({theirs.fileno()}, {os.getpid()})"
     search = os.pathsep.join(path for path in sys.path if path)
     # It begins with these signals held back, and ignores them before it lets them in.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
@@ -230,22 +230,24 @@ class Raised:
     error: Exception
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, parent: int) -> None:
     """Do what comes through the pipe, one after another, until the parent hangs up."""
     for number in SHARED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SHARED_SIGNALS)
-    die_with_parent()
+    die_with(parent)
     connection = Connection(descriptor)
     with suppress(EOFError, OSError):
         while True:
             connection.send_bytes(answer(connection.recv_bytes()))
 
 
-def die_with_parent() -> None:
+def die_with(parent: int) -> None:
     """Where the system can do it: a worker that hangs would not see the pipe's end."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it had died before
+            sys.exit()
 
 
 def answer(work: bytes) -> bytes:

@@ -163,7 +163,7 @@ PUT_BACK = "put the data back, or start a new run: another --output, or --resume
 def refuse_to_lose(example: Example, error: InputError) -> None:
     """The order of the rest depends on how many examples there are."""
     raise CheckpointError(
-        f"{error.message}; the run began with it and cannot go on without", hint=PUT_BACK
+        f"{error.message}; the run began with it and cannot go on without it", hint=PUT_BACK
     )
 
 
