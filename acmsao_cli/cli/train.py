@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,16 +18,28 @@ if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
     from acmsao_cli.config.recipe import RunConfig
     from acmsao_cli.data.base import Example, Reading
-    from acmsao_cli.data.scan import Stamps
+    from acmsao_cli.engine.continuation import Sources
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
     from acmsao_cli.engine.signals import Stop
+    from acmsao_cli.identity import Item, Manifest
     from acmsao_cli.memory.choose import Decided
 
 
 WARNINGS_SHOWN = 5
 # A finished run whose recipe now asks for another length goes on.
 LENGTH = ("training.steps", "training.epochs")
+
+
+NEW = "there is no checkpoint to compare with"
+
+
+class Kind(StrEnum):
+    """What a run is made from."""
+
+    model = "model"
+    data = "data"
+    recipe = "recipe"
 
 
 def train(
@@ -40,6 +54,12 @@ def train(
         str,
         typer.Option(metavar="auto|never|PATH", help="Continue an unfinished run, or a given one."),
     ] = "auto",
+    allow_changed: Annotated[
+        list[Kind] | None,
+        typer.Option(
+            metavar="|".join(Kind), help="Go on although this has changed; may be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, plan, and stop before loading.")
     ] = False,
@@ -55,9 +75,9 @@ def train(
     with ExitStack() as stack:
         listener = listen(stack, json)
         if dry_run:
-            rehearse(config, output, resume, listener)
+            rehearse(config, output, resume, allow_changed or [], listener)
         else:
-            run(config, output, resume, listener)
+            run(config, output, resume, allow_changed or [], listener)
 
 
 def listen(stack: ExitStack, json: bool) -> Listener:
@@ -77,8 +97,15 @@ def listen(stack: ExitStack, json: bool) -> Listener:
     return listener
 
 
-def rehearse(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
+def rehearse(
+    config: RunConfig,
+    output: Path | None,
+    resume: str,
+    allow_changed: Sequence[str],
+    listener: Listener,
+) -> None:
     """Everything up to the loading of weights; nothing is written."""
+    from acmsao_cli.engine.continuation import without_effect
     from acmsao_cli.engine.events import Notice
     from acmsao_cli.engine.folder import choose_place
 
@@ -86,16 +113,23 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
     config, reading = read_examples(config, listener)
     examples = reading.examples
     announce(decided(config, len(examples)), place, len(examples), listener)
+    for notice in without_effect(allow_changed, "a dry run compares nothing"):
+        listener(Notice(notice))
     listener(Notice("dry run: nothing was loaded or written"))
 
 
-def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
+def run(
+    config: RunConfig,
+    output: Path | None,
+    resume: str,
+    allow_changed: Sequence[str],
+    listener: Listener,
+) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
     from acmsao_cli.checkpoint.store import CheckpointStore
     from acmsao_cli.config.auto import value_of
-    from acmsao_cli.data.reading import bad
-    from acmsao_cli.data.scan import stamps
-    from acmsao_cli.engine.assemble import check_continuation
+    from acmsao_cli.data.manifest import left_out
+    from acmsao_cli.engine.continuation import check_continuation, sources_of, without_effect
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.signals import stop_on_signal
@@ -105,28 +139,35 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     with stop_on_signal() as stop, place.folder.locked():
         CheckpointStore(place.folder.checkpoints, config.recipe.checkpoint.keep).remove_leftovers()
         place = look_again(place)
-        asked, reading = read_examples(config, listener, place.folder.pictures_seen())
-        examples = reading.examples
+        folder, known = place.folder, place.folder.data_items()
+        asked, reading = read_examples(config, listener, known)
+        examples, data = reading.examples, manifest_of(reading, known, listener)
         place, checkpoint = usable(place, listener)
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
-        changes = check_continuation(config, examples, checkpoint) if checkpoint else []
+        continuation = (
+            check_continuation(config, data, folder, checkpoint, allow_changed, listener)
+            if checkpoint
+            else None
+        )
+        changes = continuation.free if continuation else ()
         if place.finished and not any(change.startswith(LENGTH) for change in changes):
             listener(Notice(f"already done: {place.folder.path}"))
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
         announce(planned, place, len(examples), listener)
-        place.folder.keep_data(stamps(reading), [str(problem) for problem in bad(reading)])
-        for change in changes:
-            listener(Notice(f"changed since the checkpoint: {change}"))
+        folder.keep_data(data, left_out(reading, config.recipe.data.source))
+        for notice in continuation.told() if continuation else without_effect(allow_changed, NEW):
+            listener(Notice(notice))
         if config.before:
             words = words_of(
                 asked.recipe, {key: value_of(config.recipe, key) for key in config.before}
             )
             listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
-        training = Training(asked, place, examples, checkpoint, stop, listener)
-        training.down_the_ladder(planned)
+        with sources_of(config, data, folder, continuation) as sources:
+            training = Training(asked, place, examples, sources, checkpoint, stop, listener)
+            training.down_the_ladder(planned)
 
 
 def usable(place: Place, listener: Listener) -> tuple[Place, Checkpoint | None]:
@@ -154,6 +195,7 @@ class Training:
     asked: RunConfig
     place: Place
     examples: tuple[Example, ...]
+    sources: Sources
     checkpoint: Checkpoint | None
     stop: Stop
     listener: Listener
@@ -196,7 +238,7 @@ class Training:
         expectation = Expectation(start.predicted_bytes)
         try:
             with out_of_memory_named(config.recipe):
-                prepared = assemble(config, self.examples, self.listener)
+                prepared = assemble(config, self.examples, self.listener, self.sources)
                 if self.checkpoint:
                     restore(prepared, self.checkpoint, self.listener)
                 train_run(prepared, folder, self.stop, self.listener, expectation, sample_first)
@@ -209,7 +251,7 @@ class Training:
 
 
 def read_examples(
-    config: RunConfig, listener: Listener, seen: Stamps | None = None
+    config: RunConfig, listener: Listener, seen: Manifest | None = None
 ) -> tuple[RunConfig, Reading]:
     """The data, with what cannot be used left out or refused, and the configuration with its
     format decided; warnings are told. Pictures that were `seen` whole are not decoded again.
@@ -233,6 +275,17 @@ def read_examples(
         what = "1 bad item is" if len(errors) == 1 else f"{len(errors)} bad items are"
         listener(Notice(f"{what} left out:{listed(errors)}"))
     return config.with_data_format(reading.format), reading
+
+
+def manifest_of(reading: Reading, known: Manifest, listener: Listener) -> dict[str, Item]:
+    """What the examples are; pictures that were `known` are not read again."""
+    from acmsao_cli.data.manifest import manifest
+    from acmsao_cli.engine.events import Working
+
+    def progress(done: int, total: int) -> None:
+        listener(Working("hashing the pictures", done, total))
+
+    return manifest(reading.examples, known, progress)
 
 
 def decided(config: RunConfig, num_examples: int) -> Decided:

@@ -318,6 +318,7 @@ def finish(
         "memory": next((row["memory"] for row in reversed(metrics.rows) if "memory" in row), None),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],
+        "changes": list(run.sources.changes),
         "versions": versions(),
     }
     folder.finish(summary)
