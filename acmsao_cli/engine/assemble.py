@@ -169,4 +169,4 @@ def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
         group["initial_lr"] = rate
     for notice in notices:
         listener(Notice(notice))
-    run.progress = saved_progress(checkpoint.header["progress"])
+    run.progress = saved_progress(checkpoint.header["progress"], run.config.recipe.training)
