@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -18,6 +19,14 @@ from typing import Any, BinaryIO, Final, TypeAlias
 Stamp: TypeAlias = tuple[int, ...]
 
 CHUNK_BYTES: Final = 2**20
+
+
+class Kind(StrEnum):
+    """What a run is made from; any of it may have changed when the run goes on."""
+
+    model = "model"
+    data = "data"
+    recipe = "recipe"
 
 
 @dataclass(frozen=True)

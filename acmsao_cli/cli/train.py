@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
+from acmsao_cli.identity import Kind
 
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
@@ -32,14 +32,6 @@ LENGTH = ("training.steps", "training.epochs")
 
 
 NEW = "there is no checkpoint to compare with"
-
-
-class Kind(StrEnum):
-    """What a run is made from."""
-
-    model = "model"
-    data = "data"
-    recipe = "recipe"
 
 
 def train(
@@ -101,7 +93,7 @@ def rehearse(
     config: RunConfig,
     output: Path | None,
     resume: str,
-    allow_changed: Sequence[str],
+    allow_changed: Sequence[Kind],
     listener: Listener,
 ) -> None:
     """Everything up to the loading of weights; nothing is written."""
@@ -122,7 +114,7 @@ def run(
     config: RunConfig,
     output: Path | None,
     resume: str,
-    allow_changed: Sequence[str],
+    allow_changed: Sequence[Kind],
     listener: Listener,
 ) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
@@ -153,6 +145,8 @@ def run(
         )
         changes = continuation.free if continuation else ()
         if place.finished and not any(change.startswith(LENGTH) for change in changes):
+            for notice in without_effect(allow_changed, "the run is finished"):
+                listener(Notice(notice))
             listener(Notice(f"already done: {place.folder.path}"))
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return

@@ -23,14 +23,11 @@ from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.report import joined
 from acmsao_cli.errors import CheckpointError
-from acmsao_cli.identity import Manifest, difference, digest
+from acmsao_cli.identity import Kind, Manifest, difference, digest
 from acmsao_cli.models import catalog
 from acmsao_cli.models.identity import identified_meanwhile, identify
 from acmsao_cli.versions import versions
 
-RECIPE: Final = "recipe"
-DATA: Final = "data"
-MODEL: Final = "model"
 MADE_WITH: Final = "made_with"
 CHANGES: Final = "changes"
 
@@ -56,8 +53,8 @@ class Sources:
     def as_header(self, device: torch.device) -> dict[str, Any]:
         """What a checkpoint says of it; waits for the model's digest."""
         return {
-            DATA: self.data,
-            MODEL: self.model(),
+            Kind.data: self.data,
+            Kind.model: self.model(),
             MADE_WITH: made_with(device),
             CHANGES: list(self.changes),
         }
@@ -79,7 +76,7 @@ class Continuation:
     step: int
     model: Manifest
     free: Sequence[str]
-    allowed: Mapping[str, Sequence[str]]
+    allowed: Mapping[Kind, Sequence[str]]
     made_with: Sequence[str]
     before: Sequence[Change] = ()
 
@@ -106,7 +103,7 @@ class Continuation:
         )
 
 
-def without_effect(allowed: Collection[str], why: str) -> Iterator[str]:
+def without_effect(allowed: Collection[Kind], why: str) -> Iterator[str]:
     """What is said of --allow-changed where nothing is compared."""
     if allowed:
         yield f"--allow-changed {joined(allowed)} has no effect: {why}"
@@ -117,7 +114,7 @@ def check_continuation(
     data: Manifest,
     folder: RunFolder,
     checkpoint: Checkpoint,
-    allowed: Collection[str],
+    allowed: Collection[Kind],
     listener: Listener,
 ) -> Continuation:
     """What changed since `checkpoint` and may; raises CheckpointError for what may not.
@@ -126,22 +123,25 @@ def check_continuation(
     """
     header = checkpoint.header
     free, other = recipe_changes(header["recipe"], config.as_dict())
-    if RECIPE not in allowed:
+    if Kind.recipe not in allowed:
         require_same_recipe(header["recipe"], config.as_dict())
     recipe = config.recipe
-    changed = differences(folder.data_items(), data, header[DATA])
-    if DATA not in allowed:
-        refuse(DATA, recipe.data.source, checkpoint, changed)
-    found: dict[str, Sequence[str]] = {RECIPE: [str(setting) for setting in other], DATA: changed}
+    changed = differences(folder.data_items(), data, header[Kind.data])
+    if Kind.data not in allowed:
+        refuse(Kind.data, recipe.data.source, checkpoint, changed)
+    found: dict[Kind, Sequence[str]] = {
+        Kind.recipe: [str(setting) for setting in other],
+        Kind.data: changed,
+    }
 
     def progress(done: int, total: int) -> None:
         listener(Working("looking at the model's files", done, total))
 
     known = folder.model_items()
     model = identify(catalog.family(recipe.model.family).files(recipe), known, progress)
-    found[MODEL] = differences(known, model, header[MODEL])
-    if MODEL not in allowed:
-        refuse(MODEL, recipe.model.source, checkpoint, found[MODEL])
+    found[Kind.model] = differences(known, model, header[Kind.model])
+    if Kind.model not in allowed:
+        refuse(Kind.model, recipe.model.source, checkpoint, found[Kind.model])
     return Continuation(
         step=checkpoint.step,
         model=model,
@@ -184,7 +184,7 @@ def listed(lines: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
-def refuse(what: str, source: str, checkpoint: Checkpoint, changed: Sequence[str]) -> None:
+def refuse(what: Kind, source: str, checkpoint: Checkpoint, changed: Sequence[str]) -> None:
     """Raise CheckpointError if there is a difference."""
     if changed:
         raise CheckpointError(

@@ -126,7 +126,9 @@ def test_another_model_is_gone_on_with_where_that_is_allowed(acmsao: Any, moved:
     assert "the model changed, and the run goes on changed: tokenizer_config.json" in said
     assert "--allow-changed data: the data had not changed" in said
     assert [change["what"] for change in header()["changes"]] == ["model", "model"]
-    assert "already done" in goes_on(acmsao), "it is the run's model from here on"
+    again = goes_on(acmsao, "--allow-changed", "model")
+    assert "already done" in again, "it is the run's model from here on"
+    assert "--allow-changed model has no effect: the run is finished" in again
 
 
 def test_a_line_of_text_that_changed_is_named(acmsao: Any, moved: Path) -> None:

@@ -27,7 +27,7 @@ from acmsao_cli.engine.continuation import (
 )
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.errors import CheckpointError
-from acmsao_cli.identity import Item, digest
+from acmsao_cli.identity import Item, Kind, digest
 
 __all__ = ["sdxl", "shelf"]
 
@@ -58,7 +58,7 @@ class Begun:
     def data(self) -> dict[str, Item]:
         return manifest(read(self.config().recipe.data).examples, self.folder.data_items())
 
-    def again(self, allowed: Collection[str] = ()) -> Continuation:
+    def again(self, allowed: Collection[Kind] = ()) -> Continuation:
         return check_continuation(
             self.config(), self.data(), self.folder, self.checkpoint, allowed, ignore
         )
@@ -70,7 +70,7 @@ def begun(sdxl: Path, tmp_path: Path) -> Begun:
 
 
 def test_pictures_and_captions_that_changed_are_named(begun: Begun) -> None:
-    assert begun.again(["data"]).allowed == {"data": []}
+    assert begun.again([Kind.data]).allowed == {"data": []}
     pictures = begun.place / "pictures"
     Image.new("RGB", (64, 72), "green").save(pictures / "0.png")
     (pictures / "1.txt").write_text("another caption")
@@ -81,7 +81,7 @@ def test_pictures_and_captions_that_changed_are_named(begun: Begun) -> None:
         begun.again()
     told = ["changed: 0.png, 1.png (its caption)", "added: 9.png", "removed: 2.png, 3.png"]
     assert [line.strip() for line in caught.value.message.splitlines()[1:]] == told
-    allowed = begun.again(["data"])
+    allowed = begun.again([Kind.data])
     assert [change["change"] for change in allowed.recorded()] == told
 
 
