@@ -183,7 +183,8 @@ def disk_bytes(recipe: Recipe, core: Core, facts: Facts) -> dict[str, int]:
     changed = sum(p.numel() * DTYPES.get(wanted, p.dtype).itemsize for p in trained(core))
     is_full = recipe.method.kind == "full"
     final = sum(whole if is_full or name == "merged" else changed for name in formats_of(recipe))
-    return {"checkpoints": (recipe.checkpoint.keep + 1) * checkpoint, "final files": final}
+    kept = recipe.checkpoint.keep + recipe.checkpoint.keep_best
+    return {"checkpoints": (kept + 1) * checkpoint, "final files": final}
 
 
 def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
