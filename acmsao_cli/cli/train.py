@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
-from acmsao_cli.identity import Kind
+from acmsao_cli.cli.options import (
+    AllowChangedOption,
+    JsonOption,
+    PresetOption,
+    RecipeArgument,
+    SetOption,
+)
 
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
@@ -21,16 +26,16 @@ if TYPE_CHECKING:
     from acmsao_cli.engine.continuation import Sources
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
+    from acmsao_cli.engine.loop import PoisonedStepError
     from acmsao_cli.engine.signals import Stop
-    from acmsao_cli.identity import Item, Manifest
+    from acmsao_cli.errors import MemoryRanOutError
+    from acmsao_cli.identity import Item, Kind, Manifest
     from acmsao_cli.memory.choose import Decided
 
 
 WARNINGS_SHOWN = 5
 # A finished run whose recipe now asks for another length goes on.
 LENGTH = ("training.steps", "training.epochs")
-
-
 NEW = "there is no checkpoint to compare with"
 
 
@@ -46,12 +51,7 @@ def train(
         str,
         typer.Option(metavar="auto|never|PATH", help="Continue an unfinished run, or a given one."),
     ] = "auto",
-    allow_changed: Annotated[
-        list[Kind] | None,
-        typer.Option(
-            metavar="|".join(Kind), help="Go on although this has changed; may be repeated."
-        ),
-    ] = None,
+    allow_changed: AllowChangedOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, plan, and stop before loading.")
     ] = False,
@@ -161,7 +161,7 @@ def run(
             listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
         with sources_of(config, data, folder, continuation) as sources:
             training = Training(asked, place, examples, sources, checkpoint, stop, listener)
-            training.down_the_ladder(planned)
+            training.to_the_end(planned)
 
 
 def usable(place: Place, listener: Listener) -> tuple[Place, Checkpoint | None]:
@@ -184,7 +184,10 @@ def usable(place: Place, listener: Listener) -> tuple[Place, Checkpoint | None]:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, where, and from which checkpoint: all but the settings that may change."""
+    """What is trained, where, and from which checkpoint: all but the settings that may change.
+
+    `poisoned`: steps to be left out, as in a Run.
+    """
 
     asked: RunConfig
     place: Place
@@ -193,33 +196,69 @@ class Training:
     checkpoint: Checkpoint | None
     stop: Stop
     listener: Listener
+    poisoned: Mapping[int, str] = field(default_factory=dict)
 
-    def down_the_ladder(self, planned: Decided) -> None:
-        """Train; where memory runs out in the first steps, begin again with a setting changed."""
-        from acmsao_cli.engine.events import Notice
+    def to_the_end(self, planned: Decided) -> None:
+        """Train; begin again, changed, where memory runs out in the first steps, and where a step
+        has to be left out that was half applied.
+        """
+        from acmsao_cli.engine.loop import PoisonedStepError
         from acmsao_cli.engine.out_of_memory import let_go
+
+        attempt, sample_first = self, True
+        while setback := attempt.made(planned, sample_first):
+            let_go()
+            self.stop.begin_again()
+            if isinstance(setback, PoisonedStepError):
+                attempt = attempt.leaving_out(setback)
+            else:
+                planned = attempt.a_rung_lower(planned, setback.message)
+            sample_first = False
+
+    def a_rung_lower(self, planned: Decided, failure: str) -> Decided:
+        """The run with a setting changed. Raises DoesNotFitError where none is left to change."""
+        from acmsao_cli.engine.events import Notice
         from acmsao_cli.errors import DoesNotFitError
         from acmsao_cli.memory.advise import advice
         from acmsao_cli.memory.choose import decide
         from acmsao_cli.memory.ladder import climbed, next_rung, words_of
 
-        first = planned
-        while failure := self.attempt(planned, sample_first=planned is first):
-            let_go()
-            config = planned.config
-            recipe, on_gpu = config.recipe, planned.plan.device.type == "cuda"
-            continued = self.checkpoint is not None
-            rung = next_rung(config, planned.plan.num_blocks, on_gpu=on_gpu, continued=continued)
-            if rung is None:
-                raise DoesNotFitError(failure, hint=advice(recipe))
-            self.stop.begin_again()
-            self.listener(Notice(f"{failure}; beginning again with {words_of(recipe, rung)}"))
-            planned = decide(climbed(self.asked, config, rung, failure))
+        config = planned.config
+        recipe, on_gpu = config.recipe, planned.plan.device.type == "cuda"
+        continued = self.checkpoint is not None
+        rung = next_rung(config, planned.plan.num_blocks, on_gpu=on_gpu, continued=continued)
+        if rung is None:
+            raise DoesNotFitError(failure, hint=advice(recipe))
+        self.listener(Notice(f"{failure}; beginning again with {words_of(recipe, rung)}"))
+        return decide(climbed(self.asked, config, rung, failure))
 
-    def attempt(self, planned: Decided, *, sample_first: bool) -> str | None:
-        """Train as planned; returns what happened if memory ran out in the first steps."""
+    def leaving_out(self, setback: PoisonedStepError) -> Training:
+        """Back at the newest checkpoint, or at the beginning, to pass over one step more.
+
+        Raises DivergedError where there are too many since that checkpoint.
+        """
+        from acmsao_cli.checkpoint.store import open_newest
+        from acmsao_cli.engine.events import Notice
+        from acmsao_cli.engine.loop import TAMER
+        from acmsao_cli.errors import DivergedError
+
+        checkpoint, _ = open_newest(self.place.folder.checkpoints)
+        back = checkpoint.step if checkpoint else 0
+        poisoned = {**self.poisoned, setback.step: setback.what}
+        message = f"the {setback.what} of step {setback.step} is not finite, and was half applied"
+        if sum(step > back for step in poisoned) >= self.asked.recipe.training.nonfinite_steps:
+            good = f"the last good checkpoint is at step {back}" if checkpoint else "none was made"
+            raise DivergedError(f"{message}; {good}", hint=TAMER)
+        self.listener(Notice(f"{message}; going back to step {back}, to leave it out"))
+        return replace(self, checkpoint=checkpoint, poisoned=poisoned)
+
+    def made(
+        self, planned: Decided, sample_first: bool
+    ) -> MemoryRanOutError | PoisonedStepError | None:
+        """Train as planned; returns what happened if the run has to begin again."""
         from acmsao_cli.cli.describe import describe_start
         from acmsao_cli.engine.assemble import assemble, restore
+        from acmsao_cli.engine.loop import PoisonedStepError
         from acmsao_cli.engine.loop import train as train_run
         from acmsao_cli.engine.measured import Expectation
         from acmsao_cli.engine.report import write_recipe
@@ -233,12 +272,15 @@ class Training:
         try:
             with out_of_memory_named(config.recipe):
                 prepared = assemble(config, self.examples, self.listener, self.sources)
+                prepared.poisoned = self.poisoned
                 if self.checkpoint:
                     restore(prepared, self.checkpoint, self.listener)
                 train_run(prepared, folder, self.stop, self.listener, expectation, sample_first)
+        except PoisonedStepError as setback:
+            return setback
         except MemoryRanOutError as error:
             if error.early:
-                return error.message
+                return error
             again = f"the same command goes on from there; {advice(config.recipe)}"
             raise DoesNotFitError(error.message, hint=again) from None
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,11 @@ from acmsao_cli.models.base import Batch
 
 @dataclass
 class Run:
-    """A training that can be stepped, and how far it is."""
+    """A training that can be stepped, and how far it is.
+
+    `poisoned` steps are left out without a try: by number, what of them was not finite when they
+    were tried.
+    """
 
     config: RunConfig
     core: Core
@@ -42,6 +46,7 @@ class Run:
     total_steps: int
     sources: Sources = UNKNOWN
     progress: Progress = field(init=False)
+    poisoned: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """At the start; `restore` brings it further."""

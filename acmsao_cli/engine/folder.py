@@ -83,6 +83,10 @@ class RunFolder:
         """What the run can be continued from."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """Where that of a step is."""
+        return self.checkpoints / f"step-{step:08d}"
+
     def checkpoint_bytes(self) -> int:
         """What the checkpoints take on the disk."""
         return sum(file.stat().st_size for file in self.checkpoints.glob("step-*/*"))
@@ -91,6 +95,12 @@ class RunFolder:
     def final(self) -> Path:
         """The files other programs load."""
         return self.path / "final"
+
+    @property
+    def name(self) -> str | None:
+        """What the run is called, by the file that it wrote first; None where there is none."""
+        match = re.match(rf"{re.escape(MARK)}`([^`]+)`", first_line(self.recipe))
+        return match[1] if match else None
 
     @property
     def exists(self) -> bool:

@@ -183,8 +183,14 @@ def test_other_versions_and_threads_are_told(
 
 
 def test_what_cannot_have_changed_or_be_allowed_is_said(acmsao: Any, moved: Path) -> None:
-    begins = acmsao("train", "mine.yaml", "--dry-run", "--allow-changed", "data")
-    assert "--allow-changed data has no effect: a dry run" in " ".join(begins.out.split())
+    for command, why in (
+        (("train", "mine.yaml", "--dry-run"), "a dry run compares nothing"),
+        (("resume", "out"), "the run is finished"),
+        (("resume", "out", "--verify"), "there is no checkpoint to compare with"),
+    ):
+        outcome = acmsao(*command, "--allow-changed", "data")
+        said = " ".join(outcome.out.split())
+        assert f"--allow-changed data has no effect: {why}" in said, outcome.err
     unknown = going_on(acmsao, "--allow-changed", "seed")
     assert unknown.code == 2
     assert all(name in unknown.err for name in ("model", "data", "recipe"))
