@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from acmsao_cli.errors import OutputError
 
@@ -61,6 +63,26 @@ def write_whole(file: Path, content: str | bytes) -> None:
         raise in_the_way(file)
     with staged(file) as stage:
         stage.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+class HashedFile:
+    """What is written to `file` from here on, with the SHA-256 and the number of its bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.num_bytes = 0
+        self._sha = hashlib.sha256()
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append to the file. Raises OSError."""
+        self.file.write(content)
+        self._sha.update(content)
+        self.num_bytes += len(content)
+
+    @property
+    def digest(self) -> str:
+        """In hex, of all that was written."""
+        return self._sha.hexdigest()
 
 
 def in_the_way(path: Path) -> OutputError:

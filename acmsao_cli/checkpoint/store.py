@@ -8,7 +8,6 @@ start removes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from acmsao_cli.errors import CheckpointError
-from acmsao_cli.writing import flush_folder, flushed, require_space, writing
+from acmsao_cli.identity import sha256
+from acmsao_cli.models.safetensors_writer import write_tensors
+from acmsao_cli.writing import HashedFile, flush_folder, flushed, require_space, writing
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8})")
 # Beside the place of a checkpoint that is being replaced: what was there.
@@ -50,28 +51,35 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from None
 
 
+# In a checkpoint's header: by how little it lost to the others, if that was measured.
+LOSS = "loss"
+
+
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The checkpoints of one run; the newest `keep` are kept."""
+    """The checkpoints of one run; the newest `keep` are kept.
+
+    With `keep_best`, so is the one whose header says the lowest loss.
+    """
 
     folder: Path
     keep: int
+    keep_best: bool = False
 
     def save(
         self, step: int, files: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]
     ) -> Path:
-        """Write a checkpoint, make it visible at once, then remove the oldest above `keep`."""
+        """Write a checkpoint, make it visible at once, then remove the oldest above `keep`.
+
+        When this returns it is on the disk. Raises OutputError, and nothing has changed.
+        """
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{target.name}.tmp"
-        nbytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
-        require_space(self.folder, nbytes, "the checkpoint")
+        require_space(self.folder, num_bytes(files), "the checkpoint")
         with writing(self.folder), self._cleared(temporary):
-            for name, tensors in files.items():
-                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                save_file(contiguous, temporary / f"{name}.safetensors")
             entries = {
-                file.name: {"bytes": file.stat().st_size, "sha256": sha256(flushed(file))}
-                for file in sorted(temporary.iterdir())
+                f"{name}.safetensors": write_file(temporary / f"{name}.safetensors", tensors)
+                for name, tensors in files.items()
             }
             manifest = {"format": FORMAT, "step": step, "files": entries, "header": dict(header)}
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -108,10 +116,26 @@ class CheckpointStore:
         found = (step_of(entry) for entry in self.folder.iterdir())
         return sorted(step for step in found if step is not None)
 
+    def best(self) -> tuple[int, float] | None:
+        """The step and the loss of the checkpoint that says the lowest; of equals, the newest."""
+        found = [(step, self._loss(step)) for step in self.steps()]
+        told = [(step, loss) for step, loss in found if loss is not None]
+        return min(told, key=lambda one: (one[1], -one[0]), default=None)
+
+    def _loss(self, step: int) -> float | None:
+        """What a checkpoint's header says, if it can be read."""
+        try:
+            manifest = json.loads((self.folder / f"step-{step:08d}" / MANIFEST).read_bytes())
+            return float(manifest["header"][LOSS])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def _prune(self) -> None:
-        """Remove all but the newest `keep`."""
+        """Remove all but the newest `keep`, and the best."""
+        best = self.best() if self.keep_best else None
         for step in self.steps()[: -self.keep]:
-            self._remove(step)
+            if best is None or step != best[0]:
+                self._remove(step)
 
     def discard_after(self, step: int) -> None:
         """Remove checkpoints newer than `step`: the run went back, and goes on from here."""
@@ -135,6 +159,20 @@ class CheckpointStore:
                 os.replace(former, target)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def num_bytes(files: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Of all tensors."""
+    return sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+
+
+def write_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a file of tensors, on the disk when this returns; its entry in the manifest."""
+    with file.open("xb") as stream:
+        hashed = HashedFile(stream)
+        write_tensors(hashed, tensors)
+    flushed(file)
+    return {"bytes": hashed.num_bytes, "sha256": hashed.digest}
 
 
 def step_of(path: Path) -> int | None:
@@ -204,9 +242,3 @@ def check_file(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 OLDER = "resume from an older one: --resume RUN/checkpoints/step-NNNNNNNN; or --resume never"
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from acmsao_cli.cli import (
     plan,
     presets,
     recipes,
+    resume,
     schema,
     train,
     validate,
@@ -38,6 +39,7 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE: what a program in C would have ended with
 # import what they need when they run: pydantic alone would take help half of its time.
 COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("train", train.train),
+    ("resume", resume.resume),
     ("plan", plan.plan),
     ("validate", validate.validate),
     ("recipes", recipes.app),

@@ -23,6 +23,7 @@ from acmsao_cli.engine.events import (
     Listener,
     MemoryMeasured,
     Notice,
+    Replayed,
     Saved,
     Started,
     StepDone,
@@ -96,6 +97,7 @@ EVENT_NAMES = {
     Working: "working",
     StepDone: "step",
     MemoryMeasured: "memory",
+    Replayed: "replayed",
     Saved: "saved",
     Notice: "notice",
     Finished: "finished",
@@ -143,6 +145,13 @@ def memory_line(event: MemoryMeasured) -> str:
         f"{human_bytes(event.measured_bytes)} measured ({off})"
         + (f", {human_bytes(reserved)} reserved" if reserved is not None else "")
     )
+
+
+def replayed_line(event: Replayed) -> str:
+    """A step that was taken again, and how it came out."""
+    loss = "left out" if event.loss is None else f"loss {event.loss:.6f}"
+    compared = ", all weights and state with it" if event.weights_compared else ""
+    return f"step {event.step}  {loss}  {'the same' if event.same else 'DIFFERENT'}{compared}"
 
 
 def pace_words(seconds_per_step: float) -> str:
@@ -206,6 +215,8 @@ class Display:
                 self.show_step(event)
             case MemoryMeasured():
                 self.console.print(memory_line(event), markup=False, soft_wrap=True)
+            case Replayed():
+                self.console.print(replayed_line(event), markup=False, soft_wrap=True)
             case Saved(kind="checkpoint"):
                 if not self.live:
                     self.console.print(f"saved {event.path}", markup=False, soft_wrap=True)

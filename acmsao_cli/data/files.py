@@ -6,21 +6,9 @@ import os
 import stat
 import unicodedata
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from acmsao_cli.errors import DataError
-
-# Size in bytes and time of the last change in nanoseconds: what tells that a file has changed.
-Stamp: TypeAlias = tuple[int, int]
-
-
-def stamp_of(path: Path) -> Stamp | None:
-    """Of a file as it is now; None if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from acmsao_cli.data.base import Example, ImageExample, Problem
-from acmsao_cli.data.files import Stamp, stamp_of
 from acmsao_cli.data.images import open_picture, probe
+from acmsao_cli.data.source import Source
 from acmsao_cli.errors import DataError
+from acmsao_cli.identity import Stamp, stamp_at
 
 MAX_CAPTION_BYTES = 64 * 1024
 # Pictures by their names, which Pillow here is not asked to open.
@@ -32,9 +33,12 @@ def caption_of(text: str, place: str) -> str:
     return caption
 
 
-def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]:
+def picture(
+    source: Source, file: PurePosixPath, place: str, caption: str
+) -> Iterator[Example | Problem]:
     """The example of a picture file, by its header; its pixels are first read by `open`."""
-    stamp = stamp_of(path)
+    path = source.path(file)
+    stamp = stamp_at(path)
     try:
         found = probe(path, place)
     except DataError as error:
@@ -42,11 +46,11 @@ def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]
         return
     if found.animated:
         yield Problem(place, "has several frames; the first is used", severity="warning")
-    opener = partial(open_unchanged, path, place, stamp)
-    yield ImageExample(place, caption, opener, (found.height, found.width), path, stamp)
+    opener, size = partial(open_unchanged, path, place, stamp), (found.height, found.width)
+    yield ImageExample(place, caption, opener, size, path, name=str(file), stamp=stamp)
 
 
-def open_unchanged(path: Path, place: str, stamp: Stamp | None) -> Image.Image:
+def open_unchanged(path: Path, place: str, stamp: Stamp) -> Image.Image:
     """Decode a file that is still the one with this stamp, from beginning to end.
 
     What a run trains on is what its data was found to be when it started. Raises DataError.
@@ -60,11 +64,10 @@ def open_unchanged(path: Path, place: str, stamp: Stamp | None) -> Image.Image:
     return image
 
 
-def _require_stamp(path: Path, place: str, stamp: Stamp | None) -> None:
-    now = stamp_of(path)
+def _require_stamp(path: Path, place: str, stamp: Stamp) -> None:
+    now = stamp_at(path)
     if now != stamp:
-        gone = ": it is gone" if now is None else ""
         raise DataError(
-            f"{place}: changed since it was looked at{gone}",
+            f"{place}: changed since it was looked at{'' if now else ': it is gone'}",
             hint="start again when nothing writes to the data any more",
         )

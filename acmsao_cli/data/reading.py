@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data import formats
-from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.data.base import Example, ImageExample, Problem, Reading, name_of
 from acmsao_cli.data.files import printable
 from acmsao_cli.data.images import Geometry, geometry
 from acmsao_cli.data.registry import FORMATS, DataFormat
@@ -96,7 +96,7 @@ class Remaining:
         """
         if self.section.on_bad == "error":
             raise error
-        self.reading = self.reading.without([Problem.of(example.place, error)])
+        self.reading = self.reading.without([Problem.of(example.place, error, name_of(example))])
         require(self.reading, self.section)
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
-from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.data.base import ImageExample, Problem, Reading, name_of
 from acmsao_cli.data.workers import Job, attempt, in_order
 from acmsao_cli.errors import DataError
+from acmsao_cli.identity import Manifest
 
 if TYPE_CHECKING:
     from PIL import Image
-
-# By path, as JSON has them.
-Stamps: TypeAlias = Mapping[str, list[int]]
 
 # Decoders let go of the interpreter, and a picture in memory may take 300 MB.
 THREADS: Final = min(4, os.cpu_count() or 1)
@@ -28,12 +26,12 @@ THREADS: Final = min(4, os.cpu_count() or 1)
 def decoded(
     reading: Reading,
     section: ImageData | TextData,
-    seen: Stamps | None = None,
+    seen: Manifest | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reading:
     """The reading once every picture was decoded as for a training; broken ones are errors.
 
-    A file whose stamp is among those `seen` is not decoded again. Raises WorkerError.
+    A file that has the stamp it was `seen` whole with is not decoded again. Raises WorkerError.
     """
     unknown = [
         one
@@ -48,7 +46,7 @@ def decoded(
         for done, (example, error) in enumerate(zip(unknown, found, strict=True), 1):
             progress(done, len(unknown))
             if error is not None:
-                broken.append(Problem.of(example.place, error))
+                broken.append(Problem.of(example.place, error, name_of(example)))
     return reading.without(broken)
 
 
@@ -66,14 +64,6 @@ def _in_threads(jobs: Sequence[Job[None]]) -> Iterator[Iterator[DataError | None
         pool.shutdown(cancel_futures=True)  # whoever stops a run does not wait for the rest
 
 
-def stamps(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Those of the pictures that are files, to be passed to `decoded` another time."""
-    return {
-        str(example.path): list(example.stamp)
-        for example in examples
-        if isinstance(example, ImageExample) and example.stamp is not None
-    }
-
-
-def _is_seen(example: ImageExample, seen: Stamps) -> bool:
-    return example.stamp is not None and seen.get(str(example.path)) == list(example.stamp)
+def _is_seen(example: ImageExample, seen: Manifest) -> bool:
+    item = seen.get(name_of(example))
+    return item is not None and bool(item.stamp) and item.stamp == example.stamp

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,22 +11,22 @@ from torch import nn
 from acmsao_cli.checkpoint.resume import (
     OPTIMIZER,
     WEIGHTS,
-    require_same_recipe,
     restore_weights,
     trained_tensors,
 )
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
-from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.data.base import Example, Problem, Reading
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.data.reading import Remaining, bad
 from acmsao_cli.data.stream import Pick, Stream, check_batch_size
+from acmsao_cli.engine.continuation import LEFT_OUT, UNKNOWN, Sources, refuse_to_lose
 from acmsao_cli.engine.events import Listener, Notice, Working
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.progress import Progress, begin, saved_progress, steps_for
 from acmsao_cli.engine.schedule import lr_factor
 from acmsao_cli.engine.step import Core, build_core
-from acmsao_cli.errors import CheckpointError, ConfigError, InputError
+from acmsao_cli.errors import CheckpointError, ConfigError, OptimizerError
 from acmsao_cli.models import catalog
 from acmsao_cli.models.base import Batch
 
@@ -37,7 +35,8 @@ from acmsao_cli.models.base import Batch
 class Run:
     """A training that can be stepped, and how far it is.
 
-    `examples` are those it really trains on, `left_out` what was found beside them.
+    `examples` are those it really trains on, `left_out` what was found beside them. `poisoned`
+    steps are left out without a try: by number, what of them was not finite when they were tried.
     """
 
     config: RunConfig
@@ -46,8 +45,10 @@ class Run:
     items: Sequence[Any]
     stream: Stream
     total_steps: int
+    sources: Sources = UNKNOWN
     left_out: Sequence[Problem] = ()
     progress: Progress = field(init=False)
+    poisoned: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """At the start; `restore` brings it further."""
@@ -94,19 +95,24 @@ class Run:
             "before": dict(self.config.before),
             "optimizer": optimizer.state_header(),
             "progress": self.progress.as_dict(),
-            "data": fingerprint(self.examples),
-            "left_out": {problem.place: problem.message for problem in self.left_out},
+            **self.sources.as_header(self.core.trainee.device),
+            LEFT_OUT: {one.name: one.message for one in self.left_out if one.name},
         }
         return files, header
 
 
 def assemble(
-    config: RunConfig, reading: Reading, listener: Listener, *, continued: bool = False
+    config: RunConfig,
+    reading: Reading,
+    listener: Listener,
+    sources: Sources = UNKNOWN,
+    *,
+    continued: bool = False,
 ) -> Run:
     """Load the model, apply the method, encode the examples, build optimizer and stream.
 
-    Examples that cannot be encoded are left out if the recipe says so; never from a run that is
-    `continued`.
+    A run that saves checkpoints is told what they should say of its `sources`. Examples that cannot
+    be encoded are left out if the recipe says so; never from a run that is `continued`.
     """
     recipe = config.recipe
     device = resolve_device(recipe.training.device)
@@ -131,7 +137,7 @@ def assemble(
     )
     total_steps = count_steps(config, stream.batches_per_epoch)
     core = build_core(recipe, trainee, total_steps)
-    return Run(config, core, examples, items, stream, total_steps, bad(left.reading))
+    return Run(config, core, examples, items, stream, total_steps, sources, bad(left.reading))
 
 
 def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
@@ -156,56 +162,6 @@ def count_steps(config: RunConfig, batches_per_epoch: int) -> int:
     return steps
 
 
-# What can be done about data that is not what a run began with.
-PUT_BACK = "put the data back, or start a new run: another --output, or --resume never"
-
-
-def refuse_to_lose(example: Example, error: InputError) -> None:
-    """The order of the rest depends on how many examples there are."""
-    raise CheckpointError(
-        f"{error.message}; the run began with it and cannot go on without it", hint=PUT_BACK
-    )
-
-
-def as_begun(reading: Reading, checkpoint: Checkpoint) -> Reading:
-    """The reading without what the run left out when it began, whatever has become of it since."""
-    left_out = checkpoint.header.get("left_out", {})
-    there = {example.place for example in reading.examples}
-    return reading.without(
-        [Problem(place, message) for place, message in left_out.items() if place in there]
-    )
-
-
-def check_continuation(
-    config: RunConfig, examples: Sequence[Example], checkpoint: Checkpoint
-) -> list[str]:
-    """What changed since `checkpoint` and may; raises CheckpointError for what may not.
-
-    Nothing has been loaded or written yet.
-    """
-    changes = require_same_recipe(checkpoint.header["recipe"], config.as_dict())
-    if checkpoint.header["data"] != fingerprint(examples):
-        raise CheckpointError(
-            f"the data at {config.recipe.data.source} is not what the run began with",
-            hint=PUT_BACK,
-        )
-    return changes
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-    """A hash over what the examples are called and what they say; pixels are not read for it."""
-    digest = hashlib.sha256()
-    for example in examples:
-        name = os.path.basename(example.place)
-        said = (
-            (example.caption, example.size)
-            if isinstance(example, ImageExample)
-            else (example.messages, example.text)
-        )
-        digest.update(repr((name, said)).encode())
-    return digest.hexdigest()
-
-
 def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
     """Bring `run` to where `checkpoint` was written. Raises CheckpointError."""
     if checkpoint.step > run.total_steps:
@@ -215,7 +171,18 @@ def restore(run: Run, checkpoint: Checkpoint, listener: Listener) -> None:
         )
     with run.core.at_home():
         restore_weights(checkpoint, run.parameters)
-    tensors, header = checkpoint.tensors(OPTIMIZER), checkpoint.header["optimizer"]
-    for notice in run.core.optimizer.load_state(tensors, header):
+    optimizer, header = run.core.optimizer, checkpoint.header["optimizer"]
+    seed, rates = optimizer.seed, [group["initial_lr"] for group in optimizer.param_groups]
+    try:
+        notices = optimizer.load_state(checkpoint.tensors(OPTIMIZER), header)
+    except OptimizerError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: {error.message}", hint=error.hint
+        ) from None
+    # What was saved with the state is the saved recipe's, and this one may have been changed.
+    optimizer.seed = seed
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["initial_lr"] = rate
+    for notice in notices:
         listener(Notice(notice))
-    run.progress = saved_progress(checkpoint.header["progress"])
+    run.progress = saved_progress(checkpoint.header["progress"], run.config.recipe.training)

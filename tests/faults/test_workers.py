@@ -281,7 +281,7 @@ def test_a_run_that_lost_a_picture_is_as_one_that_never_had_it_and_goes_on_so(
     assert "pictures/3.png: changed" in "".join(lost.out.split("\n"))
     kept = json.loads(Path("lost/data.json").read_text())
     assert "3.png" in kept["left_out"][0]
-    assert len(kept["pictures"]) == 5
+    assert len(kept["items"]) == 5
 
     Path("pictures/3.png").write_bytes(there)
     with monkeypatch.context() as patch:

@@ -15,11 +15,12 @@ from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, ImageExample, Problem
 from acmsao_cli.data.files import printable, reason
 from acmsao_cli.data.images import open_picture, probe
-from acmsao_cli.data.pictures import caption_of
+from acmsao_cli.data.pictures import caption_of, open_unchanged
 from acmsao_cli.data.records import read_text, text_of
 from acmsao_cli.data.registry import data_format
 from acmsao_cli.data.source import Source
 from acmsao_cli.errors import DataError
+from acmsao_cli.identity import Stamp, stamp_at
 
 SPLITS_FILE = PurePosixPath("dataset_dict.json")
 TABLE_FILES = {PurePosixPath("dataset_info.json"), PurePosixPath("state.json")}
@@ -46,14 +47,25 @@ def read_saved(source: Source, section: ImageData) -> Iterator[Example | Problem
         place = f"{printable(source.name)} row {row}"
         try:
             caption = caption_of(text_of(values[columns[1]], place, columns[1]), place)
-            found = probe(_content(source, values[columns[0]], place), place)
+            content = _content(source, values[columns[0]], place)
+            stamp = stamp_at(content) if isinstance(content, Path) else ()
+            found = probe(content, place)
         except DataError as error:
             yield Problem.of(place, error)
             continue
         if found.animated:
             yield Problem(place, "has several frames; the first is used", severity="warning")
-        opener = Row(source, table, row, columns[0], place)
-        yield ImageExample(place, caption, opener, (found.height, found.width))
+        path = content if isinstance(content, Path) else None
+        yield ImageExample(
+            place,
+            caption,
+            Row(source, table, row, columns[0], place, stamp),
+            (found.height, found.width),
+            path=path,
+            encoded=partial(_encoded, source, table, row, columns[0], place),
+            name=f"row {row}",
+            stamp=stamp,
+        )
 
 
 def _load(source: Source) -> Any:
@@ -120,6 +132,11 @@ def _content(source: Source, value: object, place: str) -> bytes | Path:
     return path
 
 
+def _encoded(source: Source, table: Any, row: int, column: str, place: str) -> bytes:
+    content = _content(source, table[row][column], place)
+    return content if isinstance(content, bytes) else content.read_bytes()
+
+
 @dataclass(frozen=True)
 class Row:
     """Opens the picture of a row; another process is sent the picture, not the table."""
@@ -129,6 +146,7 @@ class Row:
     row: int
     column: str
     place: str
+    stamp: Stamp
 
     def __call__(self) -> Image.Image:
         """Raises DataError, as does pickling."""
@@ -141,4 +159,6 @@ class Row:
     def opener(self) -> partial[Image.Image]:
         """Of the picture itself, read from the table now."""
         content = _content(self.source, self.table[self.row][self.column], self.place)
+        if isinstance(content, Path):
+            return partial(open_unchanged, content, self.place, self.stamp)
         return partial(open_picture, content, self.place)
