@@ -75,7 +75,7 @@ def compare(
     listener: Listener,
 ) -> None:
     """Take steps again. Raises CheckpointError that says what did not come out as it was."""
-    from acmsao_cli.cli.train import NEW, manifest_of, read_examples
+    from acmsao_cli.cli.train import NEW, identified, read_examples
     from acmsao_cli.engine.assemble import assemble, restore
     from acmsao_cli.engine.continuation import as_begun, check_continuation, without_effect
     from acmsao_cli.engine.events import Notice
@@ -91,7 +91,7 @@ def compare(
         reading = as_begun(reading, chosen.checkpoint)
         told = without_effect(allow_changed, NEW)
         if chosen.checkpoint:
-            data = manifest_of(reading, known, listener)
+            reading, data = identified(config, reading, known, listener)
             told = check_continuation(
                 config, data, folder, chosen.checkpoint, allow_changed, listener
             ).told()

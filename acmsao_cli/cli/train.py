@@ -142,7 +142,8 @@ def run(
         asked, found = read_examples(config, listener, known)
         place, checkpoint = usable(place, listener)
         reading = as_begun(found, checkpoint)
-        examples, data = reading.examples, manifest_of(reading, known, listener)
+        reading, data = identified(config, reading, known, listener)
+        examples = reading.examples
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
@@ -352,15 +353,22 @@ def tell_left_out(errors: Sequence[Problem], listener: Listener) -> None:
         listener(Notice(f"{what} left out:{listed(errors)}"))
 
 
-def manifest_of(reading: Reading, known: Manifest, listener: Listener) -> dict[str, Item]:
-    """What the examples are; pictures that were `known` are not read again."""
+def identified(
+    config: RunConfig, reading: Reading, known: Manifest, listener: Listener
+) -> tuple[Reading, dict[str, Item]]:
+    """What the examples are, and the reading without those that are gone meanwhile; pictures that
+    were `known` are not read again.
+    """
     from acmsao_cli.data.manifest import manifest
+    from acmsao_cli.data.reading import Remaining
     from acmsao_cli.engine.events import Working
 
     def progress(done: int, total: int) -> None:
         listener(Working("hashing the pictures", done, total))
 
-    return manifest(reading.examples, known, progress)
+    left = Remaining(reading, config.recipe.data)
+    items = manifest(reading.examples, known, progress, left.leave_out)
+    return left.reading, items
 
 
 def decided(config: RunConfig, num_examples: int) -> Decided:

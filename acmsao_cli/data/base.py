@@ -54,6 +54,14 @@ class TextExample:
 
 Example = ImageExample | TextExample
 
+# What becomes of an example that turns out to be unusable; it is left out if this returns.
+Unusable = Callable[[Example, InputError], None]
+
+
+def refused(example: Example, error: InputError) -> None:
+    """What a caller does that leaves nothing out."""
+    raise error
+
 
 def name_of(example: Example) -> str:
     """What tells an example from the others of its data set."""

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from acmsao_cli.config.recipe import Recipe
-from acmsao_cli.data.base import Example
+from acmsao_cli.data.base import Example, Unusable, refused
 from acmsao_cli.data.randomness import Draw
-from acmsao_cli.errors import InputError
 from acmsao_cli.optim.in_rows import GradientInRows
 
 if TYPE_CHECKING:
@@ -105,15 +104,6 @@ Progress = Callable[[int, int], None]
 
 def silent(done: int, total: int) -> None:
     """The progress callback of a caller that shows none."""
-
-
-# What becomes of an example that turns out to be unusable; it is left out if this returns.
-Unusable = Callable[[Example, InputError], None]
-
-
-def refused(example: Example, error: InputError) -> None:
-    """The callback of a caller that leaves nothing out."""
-    raise error
 
 
 class Trainee(Protocol):

@@ -738,7 +738,7 @@ def test_what_turns_bad_is_counted_with_what_was_bad_before() -> None:
             continue
         left.leave_out(reading.examples[1], error)
         assert left.reading.examples == (GOOD,)
-        assert bad(left.reading) == [*BAD[:1], Problem("g:2", "worse")]
+        assert bad(left.reading) == [*BAD[:1], Problem("g:2", "worse", name="g:2")]
 
 
 def test_the_summary_tells_sizes_captions_and_turns(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe, TextData
-from acmsao_cli.data.base import Example, TextExample
+from acmsao_cli.data.base import Example, TextExample, Unusable, refused
 from acmsao_cli.errors import DataError, ModelError
-from acmsao_cli.models.base import Batch, Progress, Unusable, refused
+from acmsao_cli.models.base import Batch, Progress
 from acmsao_cli.models.causal_lm.chat import Tokens, chat_tokens, plain_template, with_eos
 from acmsao_cli.models.causal_lm.loss import IGNORED
 from acmsao_cli.models.quiet import quiet_libraries

@@ -15,7 +15,7 @@ from transformers import masking_utils
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.rules import formats_of
 from acmsao_cli.config.sections import Lora
-from acmsao_cli.data.base import Example
+from acmsao_cli.data.base import Example, Unusable, refused
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.models.base import (
     Batch,
@@ -24,8 +24,6 @@ from acmsao_cli.models.base import (
     Progress,
     Sample,
     TrainingFacts,
-    Unusable,
-    refused,
     silent,
 )
 from acmsao_cli.models.causal_lm import encode as encoding

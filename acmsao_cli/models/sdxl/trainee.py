@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
-from acmsao_cli.data.base import Example, ImageExample
+from acmsao_cli.data.base import Example, ImageExample, Unusable, refused
 from acmsao_cli.data.images import bucket_sizes
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.data.workers import in_order
@@ -24,8 +24,6 @@ from acmsao_cli.models.base import (
     Progress,
     Sample,
     TrainingFacts,
-    Unusable,
-    refused,
     silent,
 )
 from acmsao_cli.models.lora import attach_lora, split_targets
