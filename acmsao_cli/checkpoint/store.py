@@ -8,7 +8,6 @@ start removes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,10 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from acmsao_cli.errors import CheckpointError
+from acmsao_cli.identity import sha256
 from acmsao_cli.models.safetensors_writer import write_tensors
 from acmsao_cli.writing import HashedFile, flush_folder, flushed, require_space, writing
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8})")
 # Beside the place of a checkpoint that is being replaced: what was there.
@@ -242,9 +242,3 @@ def check_file(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 OLDER = "resume from an older one: --resume RUN/checkpoints/step-NNNNNNNN; or --resume never"
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acmsao_cli.cli.options import JsonOption
+from acmsao_cli.cli.options import AllowChangedOption, JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from acmsao_cli.config.recipe import RunConfig
     from acmsao_cli.engine.events import Listener
     from acmsao_cli.engine.folder import RunFolder
+    from acmsao_cli.identity import Kind
 
 
 def resume(
@@ -26,6 +29,7 @@ def resume(
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How many, with --verify; else 8.")
     ] = None,
+    allow_changed: AllowChangedOption = None,
     json: JsonOption = False,
 ) -> None:
     """Continue a run with the settings it has."""
@@ -42,9 +46,9 @@ def resume(
     with ExitStack() as stack:
         listener = train.listen(stack, json)
         if verify:
-            compare(config, folder, steps or 8, listener)
+            compare(config, folder, steps or 8, allow_changed or [], listener)
         else:
-            train.run(config, run, "auto", listener)
+            train.run(config, run, "auto", allow_changed or [], listener)
 
 
 def as_it_is(path: Path) -> tuple[RunConfig, RunFolder]:
@@ -63,10 +67,17 @@ def as_it_is(path: Path) -> tuple[RunConfig, RunFolder]:
     return replace(resolved(str(folder.recipe), "none", None), name=name), folder
 
 
-def compare(config: RunConfig, folder: RunFolder, num_steps: int, listener: Listener) -> None:
+def compare(
+    config: RunConfig,
+    folder: RunFolder,
+    num_steps: int,
+    allow_changed: Sequence[Kind],
+    listener: Listener,
+) -> None:
     """Take steps again. Raises CheckpointError that says what did not come out as it was."""
-    from acmsao_cli.cli.train import read_examples
-    from acmsao_cli.engine.assemble import assemble, check_continuation, restore
+    from acmsao_cli.cli.train import NEW, manifest_of, read_examples
+    from acmsao_cli.engine.assemble import assemble, restore
+    from acmsao_cli.engine.continuation import check_continuation, without_effect
     from acmsao_cli.engine.events import Notice
     from acmsao_cli.engine.replay import passage, replay
     from acmsao_cli.engine.report import read_metrics
@@ -75,10 +86,16 @@ def compare(config: RunConfig, folder: RunFolder, num_steps: int, listener: List
 
     with stop_on_signal(), folder.locked():
         chosen = passage(folder, read_metrics(folder.metrics), num_steps)
-        config, reading = read_examples(config, listener, folder.pictures_seen())
+        known = folder.data_items()
+        config, reading = read_examples(config, listener, known)
+        told = without_effect(allow_changed, NEW)
         if chosen.checkpoint:
-            for change in check_continuation(config, reading.examples, chosen.checkpoint):
-                listener(Notice(f"changed since the checkpoint: {change}"))
+            data = manifest_of(reading, known, listener)
+            told = check_continuation(
+                config, data, folder, chosen.checkpoint, allow_changed, listener
+            ).told()
+        for notice in told:
+            listener(Notice(notice))
         run = assemble(config, reading.examples, listener)
         if chosen.checkpoint:
             restore(run, chosen.checkpoint, listener)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,24 +11,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
+from acmsao_cli.cli.options import (
+    AllowChangedOption,
+    JsonOption,
+    PresetOption,
+    RecipeArgument,
+    SetOption,
+)
 
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
     from acmsao_cli.config.recipe import RunConfig
     from acmsao_cli.data.base import Example, Reading
-    from acmsao_cli.data.scan import Stamps
+    from acmsao_cli.engine.continuation import Sources
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
     from acmsao_cli.engine.loop import PoisonedStepError
     from acmsao_cli.engine.signals import Stop
     from acmsao_cli.errors import MemoryRanOutError
+    from acmsao_cli.identity import Item, Kind, Manifest
     from acmsao_cli.memory.choose import Decided
 
 
 WARNINGS_SHOWN = 5
 # A finished run whose recipe now asks for another length goes on.
 LENGTH = ("training.steps", "training.epochs")
+NEW = "there is no checkpoint to compare with"
 
 
 def train(
@@ -43,6 +51,7 @@ def train(
         str,
         typer.Option(metavar="auto|never|PATH", help="Continue an unfinished run, or a given one."),
     ] = "auto",
+    allow_changed: AllowChangedOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, plan, and stop before loading.")
     ] = False,
@@ -58,9 +67,9 @@ def train(
     with ExitStack() as stack:
         listener = listen(stack, json)
         if dry_run:
-            rehearse(config, output, resume, listener)
+            rehearse(config, output, resume, allow_changed or [], listener)
         else:
-            run(config, output, resume, listener)
+            run(config, output, resume, allow_changed or [], listener)
 
 
 def listen(stack: ExitStack, json: bool) -> Listener:
@@ -80,8 +89,15 @@ def listen(stack: ExitStack, json: bool) -> Listener:
     return listener
 
 
-def rehearse(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
+def rehearse(
+    config: RunConfig,
+    output: Path | None,
+    resume: str,
+    allow_changed: Sequence[Kind],
+    listener: Listener,
+) -> None:
     """Everything up to the loading of weights; nothing is written."""
+    from acmsao_cli.engine.continuation import without_effect
     from acmsao_cli.engine.events import Notice
     from acmsao_cli.engine.folder import choose_place
 
@@ -89,16 +105,23 @@ def rehearse(config: RunConfig, output: Path | None, resume: str, listener: List
     config, reading = read_examples(config, listener)
     examples = reading.examples
     announce(decided(config, len(examples)), place, len(examples), listener)
+    for notice in without_effect(allow_changed, "a dry run compares nothing"):
+        listener(Notice(notice))
     listener(Notice("dry run: nothing was loaded or written"))
 
 
-def run(config: RunConfig, output: Path | None, resume: str, listener: Listener) -> None:
+def run(
+    config: RunConfig,
+    output: Path | None,
+    resume: str,
+    allow_changed: Sequence[Kind],
+    listener: Listener,
+) -> None:
     """Read, plan, assemble, train; or say that it is already done."""
     from acmsao_cli.checkpoint.store import CheckpointStore
     from acmsao_cli.config.auto import value_of
-    from acmsao_cli.data.reading import bad
-    from acmsao_cli.data.scan import stamps
-    from acmsao_cli.engine.assemble import check_continuation
+    from acmsao_cli.data.manifest import left_out
+    from acmsao_cli.engine.continuation import check_continuation, sources_of, without_effect
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.signals import stop_on_signal
@@ -108,28 +131,37 @@ def run(config: RunConfig, output: Path | None, resume: str, listener: Listener)
     with stop_on_signal() as stop, place.folder.locked():
         CheckpointStore(place.folder.checkpoints, config.recipe.checkpoint.keep).remove_leftovers()
         place = look_again(place)
-        asked, reading = read_examples(config, listener, place.folder.pictures_seen())
-        examples = reading.examples
+        folder, known = place.folder, place.folder.data_items()
+        asked, reading = read_examples(config, listener, known)
+        examples, data = reading.examples, manifest_of(reading, known, listener)
         place, checkpoint = usable(place, listener)
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
-        changes = check_continuation(config, examples, checkpoint) if checkpoint else []
+        continuation = (
+            check_continuation(config, data, folder, checkpoint, allow_changed, listener)
+            if checkpoint
+            else None
+        )
+        changes = continuation.free if continuation else ()
         if place.finished and not any(change.startswith(LENGTH) for change in changes):
+            for notice in without_effect(allow_changed, "the run is finished"):
+                listener(Notice(notice))
             listener(Notice(f"already done: {place.folder.path}"))
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
         announce(planned, place, len(examples), listener)
-        place.folder.keep_data(stamps(reading), [str(problem) for problem in bad(reading)])
-        for change in changes:
-            listener(Notice(f"changed since the checkpoint: {change}"))
+        folder.keep_data(data, left_out(reading, config.recipe.data.source))
+        for notice in continuation.told() if continuation else without_effect(allow_changed, NEW):
+            listener(Notice(notice))
         if config.before:
             words = words_of(
                 asked.recipe, {key: value_of(config.recipe, key) for key in config.before}
             )
             listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
-        training = Training(asked, place, examples, checkpoint, stop, listener)
-        training.to_the_end(planned)
+        with sources_of(config, data, folder, continuation) as sources:
+            training = Training(asked, place, examples, sources, checkpoint, stop, listener)
+            training.to_the_end(planned)
 
 
 def usable(place: Place, listener: Listener) -> tuple[Place, Checkpoint | None]:
@@ -160,6 +192,7 @@ class Training:
     asked: RunConfig
     place: Place
     examples: tuple[Example, ...]
+    sources: Sources
     checkpoint: Checkpoint | None
     stop: Stop
     listener: Listener
@@ -238,7 +271,7 @@ class Training:
         expectation = Expectation(start.predicted_bytes)
         try:
             with out_of_memory_named(config.recipe):
-                prepared = assemble(config, self.examples, self.listener)
+                prepared = assemble(config, self.examples, self.listener, self.sources)
                 prepared.poisoned = self.poisoned
                 if self.checkpoint:
                     restore(prepared, self.checkpoint, self.listener)
@@ -254,7 +287,7 @@ class Training:
 
 
 def read_examples(
-    config: RunConfig, listener: Listener, seen: Stamps | None = None
+    config: RunConfig, listener: Listener, seen: Manifest | None = None
 ) -> tuple[RunConfig, Reading]:
     """The data, with what cannot be used left out or refused, and the configuration with its
     format decided; warnings are told. Pictures that were `seen` whole are not decoded again.
@@ -278,6 +311,17 @@ def read_examples(
         what = "1 bad item is" if len(errors) == 1 else f"{len(errors)} bad items are"
         listener(Notice(f"{what} left out:{listed(errors)}"))
     return config.with_data_format(reading.format), reading
+
+
+def manifest_of(reading: Reading, known: Manifest, listener: Listener) -> dict[str, Item]:
+    """What the examples are; pictures that were `known` are not read again."""
+    from acmsao_cli.data.manifest import manifest
+    from acmsao_cli.engine.events import Working
+
+    def progress(done: int, total: int) -> None:
+        listener(Working("hashing the pictures", done, total))
+
+    return manifest(reading.examples, known, progress)
 
 
 def decided(config: RunConfig, num_examples: int) -> Decided:

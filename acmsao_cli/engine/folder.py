@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Any
 
 from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
 from acmsao_cli.errors import CheckpointError, ConfigError, OutputError, RunLockedError
+from acmsao_cli.identity import Item, Manifest, as_json, from_json
 from acmsao_cli.writing import write_whole, writing
 
 RUNS = Path("runs")
 SUMMARY = "summary.json"
 RECIPE = "run.yaml"
 DATA = "data.json"
+MODEL = "model.json"
 LOCK = ".acmsao.lock"
 # How run.yaml begins, which is itself a recipe: a file of that name may also be a user's.
 MARK = "# run of "
@@ -41,27 +43,30 @@ class RunFolder:
         """One JSON object for each step."""
         return self.path / "metrics.jsonl"
 
-    def keep_data(self, stamps: Mapping[str, list[int]], left_out: Sequence[str]) -> None:
-        """Remember which pictures were found whole, by their stamps, and what is left out."""
-        found = {"left_out": list(left_out), "pictures": dict(stamps)}
-        write_whole(self.path / DATA, json.dumps(found, indent=1) + "\n")
+    def keep_data(self, items: Manifest, left_out: Sequence[str]) -> None:
+        """Remember the examples, each of which was found whole, and what is left out."""
+        self._keep(DATA, items, left_out=list(left_out))
 
-    def pictures_seen(self) -> dict[str, list[int]]:
-        """The stamps that `keep_data` was given."""
-        found = self._data().get("pictures")
-        return found if isinstance(found, dict) else {}
+    def data_items(self) -> dict[str, Item]:
+        """The examples that `keep_data` was given."""
+        return from_json(read_object(self.path / DATA).get("items"))
 
     def left_out(self) -> list[str]:
         """The items of the data that are left out."""
-        found = self._data().get("left_out")
+        found = read_object(self.path / DATA).get("left_out")
         return found if isinstance(found, list) else []
 
-    def _data(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / DATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+    def keep_model(self, items: Manifest) -> None:
+        """Remember the model's files."""
+        self._keep(MODEL, items)
+
+    def model_items(self) -> dict[str, Item]:
+        """The files that `keep_model` was given."""
+        return from_json(read_object(self.path / MODEL).get("items"))
+
+    def _keep(self, name: str, items: Manifest, **more: Any) -> None:
+        head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in more.items())
+        write_whole(self.path / name, f'{{{head}"items": {as_json(items)}}}\n')
 
     @property
     def loss_plot(self) -> Path:
@@ -104,11 +109,7 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run wrote last; None while it is not finished."""
-        try:
-            found = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        return read_object(self.path / SUMMARY) or None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the file that makes the run a finished one."""
@@ -181,6 +182,15 @@ class Place:
     def step(self) -> int | None:
         """The step of the checkpoint, by its name."""
         return step_of(self.checkpoint) if self.checkpoint else None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def first_line(file: Path) -> str:

@@ -351,6 +351,7 @@ def finish(
         "memory": latest(metrics, "memory"),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],
+        "changes": list(run.sources.changes),
         "versions": versions(),
     }
     folder.finish(summary)

@@ -20,8 +20,8 @@ FILES = sorted(set(PACKAGE.rglob("*.py")) - ROOT)
 
 # Each may import those before it.
 ORDER = (
-    *("builtin", "errors", "writing", "versions", "config", "optim", "data", "models"),
-    *("checkpoint", "engine", "memory", "bench", "cli"),
+    *("builtin", "errors", "writing", "versions", "identity", "config", "optim", "data"),
+    *("models", "checkpoint", "engine", "memory", "bench", "cli"),
 )
 # Beyond the order: the optimizer could be a package of its own.
 ONLY = {"optim": {"errors"}, "config": {"builtin", "errors"}}

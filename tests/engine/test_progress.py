@@ -173,4 +173,20 @@ def test_a_noisy_run_grows_its_batch_to_the_noise_scale_and_no_further(
 
 def test_progress_comes_back_from_json_to_the_bit() -> None:
     progress = Progress(3, 7, 21, 1 / 3, Noise(1e-17 / 3, 2 / 3, 0.1), 2)
-    assert saved_progress(json.loads(json.dumps(progress.as_dict()))) == progress
+    training = TrainingSection(steps=9, accumulation=3)
+    assert saved_progress(json.loads(json.dumps(progress.as_dict())), training) == progress
+
+
+@pytest.mark.parametrize(
+    ("now", "next_step"),
+    [
+        ({"accumulation": 5}, 5),
+        ({"batch_schedule": [[4, 6], [9, 12]]}, 6),
+        ({"adaptive_batch": 2}, 2),
+        ({"adaptive_batch": 16}, 3),
+        ({"adaptive_batch": 16, "accumulation": 4}, 4),
+    ],
+)
+def test_the_next_step_is_as_large_as_a_changed_recipe_has_it(now: Any, next_step: int) -> None:
+    training = TrainingSection.model_validate({"steps": 20, **now})
+    assert saved_progress(Progress(3, step=7).as_dict(), training).accumulation == next_step

@@ -10,13 +10,19 @@ import torch
 from torch import nn
 
 from acmsao_cli.errors import ModelError
-from acmsao_cli.models.locate import weight_files
+from acmsao_cli.models.locate import by_name, index_of, weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import read_header
 from acmsao_cli.models.safetensors_writer import DTYPES, entry, write_safetensors
 from acmsao_cli.models.sdxl.components import CLASSES, TEXT_ENCODERS, Components
 from acmsao_cli.models.sdxl.layout import clip_name
-from acmsao_cli.models.sdxl.settings import INDEX, Settings, read_settings, write_settings
+from acmsao_cli.models.sdxl.settings import (
+    INDEX,
+    Settings,
+    read_settings,
+    settings_files,
+    write_settings,
+)
 
 VARIANTS = ("", ".fp16")
 STEMS = {
@@ -70,6 +76,17 @@ class FolderSource:
         """That of most of a component's weights."""
         name = read_header(self._files(component)[0][0]).main_dtype()
         return DTYPES.get(name, torch.float32)
+
+    def files(self) -> dict[str, Path]:
+        """Settings, and the weights of every component."""
+        weights = [file for component in CLASSES for file in self._weights(component)]
+        return by_name([*settings_files(self.path), *weights], self.path)
+
+    def _weights(self, component: str) -> list[Path]:
+        """A component's weight files, with the one that names them where there are several."""
+        files, variant = self._files(component)
+        stem = f"{STEMS[component]}.{variant}" if variant else STEMS[component]
+        return [index_of(self.path / component, stem), *files]
 
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A component through its library's own loader, which casts tensor by tensor."""

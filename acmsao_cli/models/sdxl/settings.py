@@ -70,6 +70,18 @@ def read_settings(path: Path) -> Settings:
     )
 
 
+def settings_files(path: Path) -> list[Path]:
+    """What `read_settings` reads."""
+    configs = [path / component / "config.json" for component in CLASSES]
+    words = [
+        file
+        for name in TOKENIZERS
+        for pattern in ("*.json", "*.txt")
+        for file in (path / name).glob(pattern)
+    ]
+    return [path / INDEX, path / "scheduler" / "scheduler_config.json", *configs, *words]
+
+
 def _read_index(path: Path) -> dict[str, object]:
     """The folder's table of contents, if it is a whole SDXL's."""
     if not (path / INDEX).is_file():
