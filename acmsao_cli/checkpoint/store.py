@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from acmsao_cli.errors import CheckpointError
-from acmsao_cli.writing import flush_folder, flushed, require_space, writing
+from acmsao_cli.writing import flush_folder, flushed, ordinary, own_folder, require_space, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -69,6 +69,7 @@ class CheckpointStore:
             for name, tensors in files.items():
                 contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
                 save_file(contiguous, temporary / f"{name}.safetensors")
+                ordinary(temporary / f"{name}.safetensors")
             entries = {
                 file.name: {"bytes": file.stat().st_size, "sha256": sha256(flushed(file))}
                 for file in sorted(temporary.iterdir())
@@ -86,7 +87,8 @@ class CheckpointStore:
     def _cleared(self, temporary: Path) -> Iterator[None]:
         """An empty folder to build in; nothing of it is left, whatever happens."""
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        own_folder(self.folder)
+        temporary.mkdir()
         try:
             yield
         finally:

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
 from acmsao_cli.errors import DataError
+from acmsao_cli.privacy import at_home
 
 # By path: size in bytes and time of the last change, in nanoseconds.
 Stamps: TypeAlias = Mapping[str, list[int]]
@@ -48,14 +49,16 @@ def stamps(reading: Reading) -> dict[str, list[int]]:
     found = {}
     for example in reading.examples:
         if isinstance(example, ImageExample) and example.path is not None:
-            found[str(example.path)] = _stamp(example.path)
+            found[at_home(str(example.path))] = _stamp(example.path)
     return found
 
 
 def _is_seen(example: Example, seen: Stamps) -> bool:
     if not isinstance(example, ImageExample):
         return True
-    return example.path is not None and seen.get(str(example.path)) == _stamp(example.path)
+    if example.path is None:
+        return False
+    return seen.get(at_home(str(example.path))) == _stamp(example.path)
 
 
 def _stamp(path: Path) -> list[int]:

@@ -25,7 +25,7 @@ from acmsao_cli.engine.step import NotFiniteError, StepResult, let_go_of_step, t
 from acmsao_cli.errors import DivergedError, MemoryRanOutError, OutputError, StoppedError
 from acmsao_cli.models.base import Batch, Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
-from acmsao_cli.writing import writing
+from acmsao_cli.writing import own_folder
 
 # Checkpoints in a row that could not be written before the run gives up.
 SAVES_MISSED: Final = 3
@@ -295,8 +295,7 @@ def finish(
     losses = loss_from_to(metrics.rows)
     draw_loss(metrics.rows, f"{run.config.name}: {run.total_steps} steps", folder.loss_plot)
     listener(Working("writing and checking the final files", 0, 1))
-    with writing(folder.final):
-        folder.final.mkdir(parents=True, exist_ok=True)
+    own_folder(folder.final)
     with run.core.at_home():
         exported = run.core.trainee.export(folder.final, training_facts(run, losses))
     listener(Working("writing and checking the final files", 1, 1))
