@@ -19,7 +19,7 @@ HIDDEN = "***"
 # slashes were joined; a token in an address's query.
 SECRETS = (
     (re.compile(r"\b(hf_|api_org_)[A-Za-z0-9]{16,}"), rf"\1{HIDDEN}"),
-    (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s@'\"]+@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s]+@"), rf"\1{HIDDEN}@"),
     (
         re.compile(r"([?&](?:access_|auth_)?(?:token|key)=)[^&\s'\"]+"),
         rf"\1{HIDDEN}",

@@ -121,11 +121,15 @@ def probe(folder: Path) -> None:
     with writing(folder):
         for left in (name, renamed):  # by a probe that was killed
             left.unlink(missing_ok=True)
-        with name.open("xb") as stream:
-            stream.write(b"probe")
-        flushed(name)
-        os.replace(name, renamed)
-        renamed.unlink()
+        try:
+            with name.open("xb") as stream:
+                stream.write(b"probe")
+            flushed(name)
+            os.replace(name, renamed)
+            renamed.unlink()
+        finally:
+            with suppress(OSError):
+                name.unlink(missing_ok=True)
 
 
 def nearest_folder(place: Path) -> Path:

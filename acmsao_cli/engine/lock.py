@@ -48,11 +48,13 @@ def _taken(folder: Path, name: str) -> IO[str]:
     """The locked file; one that a run which wrote nothing takes away meanwhile does not count."""
     for _ in range(ATTEMPTS):
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 stream = open_to_append(folder / name)
-            except FileNotFoundError:
-                continue
+            except (FileNotFoundError, FileExistsError):
+                if folder.is_dir() or not os.path.lexists(folder):
+                    continue
+                raise
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
