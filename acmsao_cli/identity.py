@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -134,8 +134,8 @@ def as_json(manifest: Manifest) -> str:
 
 
 def _plain(item: Item) -> dict[str, Any]:
-    values = {"size": item.size, "sha256": item.sha256, "says": item.says}
-    return {key: value for key, value in values.items() if value} | {"stamp": list(item.stamp)}
+    values = {"size": item.size, "sha256": item.sha256, "says": item.says, "stamp": item.stamp}
+    return {key: value for key, value in values.items() if value}
 
 
 def from_json(values: object) -> dict[str, Item]:
@@ -148,5 +148,5 @@ def from_json(values: object) -> dict[str, Item]:
         return {}
 
 
-def _item(stamp: list[int], size: int = 0, sha256: str = "", says: str = "") -> Item:
+def _item(size: int = 0, sha256: str = "", says: str = "", stamp: Sequence[int] = ()) -> Item:
     return Item(int(size), str(sha256), str(says), tuple(int(number) for number in stamp))

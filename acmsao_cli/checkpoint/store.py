@@ -25,7 +25,7 @@ from torch import Tensor
 from acmsao_cli.errors import CheckpointError
 from acmsao_cli.identity import sha256
 from acmsao_cli.models.safetensors_writer import write_tensors
-from acmsao_cli.writing import HashedFile, flush_folder, flushed, require_space, writing
+from acmsao_cli.writing import HashedFile, flush_folder, flushed, own_folder, require_space, writing
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -94,7 +94,8 @@ class CheckpointStore:
     def _cleared(self, temporary: Path) -> Iterator[None]:
         """An empty folder to build in; nothing of it is left, whatever happens."""
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        own_folder(self.folder)
+        temporary.mkdir()
         try:
             yield
         finally:

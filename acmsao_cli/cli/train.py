@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from acmsao_cli.cli.options import (
     RecipeArgument,
     SetOption,
 )
+from acmsao_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 
 WARNINGS_SHOWN = 5
+# What torchrun and `accelerate launch` tell each process that they start.
+WORLD, RANK = "WORLD_SIZE", "LOCAL_RANK"
 # A finished run whose recipe now asks for another length goes on.
 LENGTH = ("training.steps", "training.epochs")
 NEW = "there is no checkpoint to compare with"
@@ -61,6 +65,9 @@ def train(
     """Train a model as RECIPE says."""
     from acmsao_cli.cli.resolved import resolved
 
+    refuse_to_be_one_of_several(os.environ)
+    if not dry_run:
+        require_output(output, resume)
     config = resolved(recipe, preset, settings)
     from acmsao_cli.engine.compose import require_composed
 
@@ -73,6 +80,27 @@ def train(
             run(config, output, resume, allow_changed or [], listener)
 
 
+def refuse_to_be_one_of_several(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError where a launcher started this process beside others, for one training."""
+    of_several = environment.get(WORLD, "1") not in ("", "1")
+    found = [name for name in (WORLD, RANK) if name in environment and (of_several or name == RANK)]
+    if found:
+        named = " and ".join(f"{name}={environment[name]}" for name in found)
+        raise ConfigError(
+            f"this process was started as one of several ({named}); a run is one process",
+            hint="start it as `acmsao train`, without torchrun or accelerate launch; or unset "
+            + " ".join(found),
+        )
+
+
+def require_output(output: Path | None, resume: str) -> None:
+    """Raise OutputError where the run cannot be written; before torch is loaded, so at once."""
+    from acmsao_cli.writing import require_writable
+
+    named = None if resume in ("auto", "never") else Path(resume)
+    require_writable((output or named or Path("runs")).expanduser())
+
+
 def listen(stack: ExitStack, json: bool) -> Listener:
     """The display, and with --json the lines beside it."""
     from acmsao_cli.cli.describe import next_command
@@ -80,12 +108,13 @@ def listen(stack: ExitStack, json: bool) -> Listener:
         Display,
         both,
         json_lines,
+        kept_private,
         open_console,
         warnings_as_notices,
     )
 
     display = stack.enter_context(Display(open_console(to_stderr=json), next_command))
-    listener = both(display, json_lines(sys.stdout)) if json else display
+    listener = kept_private(both(display, json_lines(sys.stdout)) if json else display)
     stack.enter_context(warnings_as_notices(listener))
     return listener
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
-from acmsao_cli.errors import CheckpointError, ConfigError, OutputError, RunLockedError
+from acmsao_cli.engine.lock import held
+from acmsao_cli.errors import CheckpointError, ConfigError
 from acmsao_cli.identity import Item, Manifest, as_json, from_json
-from acmsao_cli.writing import write_whole, writing
+from acmsao_cli.privacy import private_values
+from acmsao_cli.writing import probe, refuse_link, write_whole, writing
 
 RUNS = Path("runs")
 SUMMARY = "summary.json"
@@ -113,7 +114,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the file that makes the run a finished one."""
-        write_whole(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_whole(self.path / SUMMARY, json.dumps(private_values(summary), indent=2) + "\n")
 
     def reopen(self) -> None:
         """Make a finished run an unfinished one, before anything in it changes."""
@@ -122,32 +123,18 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. The kernel lets go when the process ends, however.
+        """Hold the folder for this process, once it was seen that all in it can be written.
 
-        Raises RunLockedError if a living process holds it.
+        The kernel lets go when the process ends, however. Raises RunLockedError if a living process
+        holds it, OutputError where it cannot be written, or what belongs in it is a link.
         """
         with writing(self.path):
             made = [folder for folder in self.path.parents if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / LOCK).open("a+", encoding="ascii")
-        with stream:
+        with held(self.path, LOCK):
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                raise RunLockedError(
-                    f"{self.path} is in use by process {stream.read().strip() or 'unknown'}",
-                    hint="wait for it, or choose another folder with --output",
-                ) from None
-            except OSError as error:
-                raise OutputError(
-                    f"{self.path} cannot be locked: {error.strerror}",
-                    hint="choose a folder on a local disk with --output",
-                ) from None
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n")
-            stream.flush()
-            try:
+                probe(self.path)
+                for inner in (self.checkpoints, self.samples, self.final):
+                    refuse_link(inner)
                 yield
             finally:
                 self.remove_if_empty(made)
@@ -158,9 +145,9 @@ class RunFolder:
         `made` goes from the nearest to the farthest.
         """
         if os.listdir(self.path) == [LOCK]:
-            (self.path / LOCK).unlink()
-            self.path.rmdir()
-            with suppress(OSError):  # another run came into it
+            with suppress(OSError):  # another run comes into it
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
                 for folder in made:
                     folder.rmdir()
 
@@ -208,10 +195,11 @@ def choose_place(name: str, output: Path | None, resume: str) -> Place:
     Without `output`: `auto` takes the newest unfinished runs/<name>-NNN, else the next number;
     `never` takes the next number. With `output`: `auto` continues what is there or reports it
     finished; `never` refuses a folder that already holds a run. `resume` may also be the path of a
-    run or of a checkpoint.
+    run or of a checkpoint; in both, `~` is the home folder.
     """
+    output = output.expanduser() if output else None
     if resume not in ("auto", "never"):
-        return place_at(Path(resume), output)
+        return place_at(Path(resume).expanduser(), output)
     if output is None:
         unfinished = newest_unfinished(name)
         if resume == "auto" and unfinished is not None:

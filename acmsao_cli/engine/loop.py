@@ -26,7 +26,7 @@ from acmsao_cli.engine.watch import Watch
 from acmsao_cli.errors import DivergedError, MemoryRanOutError, StoppedError
 from acmsao_cli.models.base import Batch, Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
-from acmsao_cli.writing import writing
+from acmsao_cli.writing import own_folder
 
 
 def train(
@@ -325,8 +325,7 @@ def finish(
     losses, best = loss_from_to(metrics.rows), checkpoints.store.best()
     draw_loss(metrics.rows, f"{run.config.name}: {run.total_steps} steps", folder.loss_plot)
     listener(Working("writing and checking the final files", 0, 1))
-    with writing(folder.final):
-        folder.final.mkdir(parents=True, exist_ok=True)
+    own_folder(folder.final)
     with run.core.at_home():
         exported = run.core.trainee.export(folder.final, training_facts(run, losses))
     listener(Working("writing and checking the final files", 1, 1))

@@ -101,7 +101,7 @@ def test_growing_steps_see_the_stream_without_gap_or_repetition(
     for _ in range(8):
         seen += run.next_picks()
         counts.append(len(run.next_picks()))
-        advance(run, RunFolder(Path("nowhere")), ignore)
+        advance(run, ignore)
     assert seen == [run.stream.batch(number) for number in range(len(seen))]
     assert run.progress.micro_batches == len(seen) == sum(counts)
     assert counts == sorted(counts)
@@ -118,7 +118,7 @@ def test_the_learning_rate_follows_the_batch_as_asked(
     make_run: Any, make_config: Any, rule: str, factors: list[float]
 ) -> None:
     run = make_run(make_config(training=SCHEDULE | {"batch_lr": rule}))
-    rates = [advance(run, RunFolder(Path("nowhere")), ignore)["lr"] for _ in range(8)]
+    rates = [advance(run, ignore)["lr"] for _ in range(8)]
     assert [rates[i] / 0.05 for i in (0, 2, 5)] == pytest.approx(factors)
 
 
@@ -167,7 +167,7 @@ def test_a_noisy_run_grows_its_batch_to_the_noise_scale_and_no_further(
     training = {"batch_size": 2, "accumulation": 2, "adaptive_batch": 64, "steps": 120}
     run = make_run(make_config(training=training), kind=linear_trainee)
     for _ in range(120):
-        advance(run, RunFolder(Path("nowhere")), ignore)
+        advance(run, ignore)
     assert 8 <= 2 * run.progress.accumulation <= 32
 
 

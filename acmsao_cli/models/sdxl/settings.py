@@ -29,6 +29,7 @@ from acmsao_cli.models.sdxl.components import (
 )
 
 INDEX = "model_index.json"
+ORIGIN = "_name_or_path"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 SETTING = re.compile(
     r"model_index\.json"
@@ -157,6 +158,15 @@ def write_settings(parts: Components, folder: Path) -> None:
             config.save_pretrained(folder / component)
         for name in TOKENIZERS:
             _write_tokenizer(getattr(parts, name), folder / name)
+    for file in sorted(folder.rglob("*config.json")):
+        _forget_origin(file)
+
+
+def _forget_origin(file: Path) -> None:
+    """Leave out where the library read a component from: a path of this machine."""
+    settings = json.loads(file.read_text("utf-8"))
+    if settings.pop(ORIGIN, None) is not None:
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
