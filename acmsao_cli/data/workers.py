@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final, Generic, TypeVar
 
 from acmsao_cli.errors import DataError, WorkerError
@@ -89,8 +89,9 @@ class Worker:
     connection: Connection
     has: int | None = None
 
-    def give(self, number: int, work: bytes) -> None:
-        """Raises WorkerError if nobody takes it."""
+    def give(self, number: int, job: Job[Any]) -> None:
+        """Raises WorkerError if nobody takes it, and DataError as pickling the work does."""
+        work = ForkingPickler.dumps(job.work)
         try:
             self.connection.send_bytes(work)
         except OSError:
@@ -100,7 +101,7 @@ class Worker:
     def take(self, place: str) -> Any:
         """What it made of the item at `place`, which it has; raises WorkerError if it died of it.
 
-        An exception that nobody foresaw is raised here as it was there.
+        What nobody foresaw there is raised here.
         """
         try:
             answer = self.connection.recv()
@@ -108,7 +109,7 @@ class Worker:
             raise died(self.process.wait(), place) from None
         self.has = None
         if isinstance(answer, Raised):
-            raise answer.error
+            raise answer.here()
         return answer
 
 
@@ -148,7 +149,7 @@ class Crew(Generic[T]):
         idle = [worker for worker in self.workers if worker.has is None]
         while idle and self.given < end:
             try:
-                idle[-1].give(self.given, pickle.dumps(self.jobs[self.given].work))
+                idle[-1].give(self.given, self.jobs[self.given])
                 idle.pop()
             except DataError as error:  # the row of a table is read when it is sent
                 self.ready[self.given] = error
@@ -225,9 +226,23 @@ def hangs(place: str) -> WorkerError:
 
 @dataclass(frozen=True)
 class Raised:
-    """An exception that is no DataError."""
+    """An exception that is no DataError: its words and its traceback."""
 
-    error: Exception
+    words: str
+    trace: str
+    memory: bool
+
+    @staticmethod
+    def of(error: Exception) -> Raised:
+        """As it is being handled."""
+        words = f"{type(error).__name__}: {error}"
+        return Raised(words, traceback.format_exc(), isinstance(error, MemoryError))
+
+    def here(self) -> Exception:
+        """For the parent to raise."""
+        error = MemoryError(self.words) if self.memory else RuntimeError(self.words)
+        error.add_note(f"in a data worker:\n{self.trace}")
+        return error
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -239,7 +254,8 @@ def serve(descriptor: int, parent: int) -> None:
     connection = Connection(descriptor)
     with suppress(EOFError, OSError):
         while True:
-            connection.send_bytes(answer(connection.recv_bytes()))
+            work = connection.recv()
+            connection.send(answer(work))
 
 
 def die_with(parent: int) -> None:
@@ -250,19 +266,9 @@ def die_with(parent: int) -> None:
             sys.exit()
 
 
-def answer(work: bytes) -> bytes:
-    """The result of pickled work, pickled."""
+def answer(work: Callable[[], T]) -> T | DataError | Raised:
+    """What came of the work."""
     try:
-        return pickle.dumps(attempt(pickle.loads(work)))
+        return attempt(work)
     except Exception as error:
-        return pickle.dumps(Raised(portable(error)))
-
-
-def portable(error: Exception) -> Exception:
-    """The exception with its traceback as a note; its words, if it cannot travel itself."""
-    error.add_note(f"in a data worker:\n{traceback.format_exc()}")
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        return Raised.of(error)
