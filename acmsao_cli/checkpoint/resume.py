@@ -27,6 +27,7 @@ FREE_TO_CHANGE = (
     "data.source",
     "data.on_bad",
     "data.max_bad",
+    "data.workers",
     "training.steps",
     "training.epochs",
     "training.device",

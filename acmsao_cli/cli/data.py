@@ -35,8 +35,9 @@ def check(
     from acmsao_cli.data.scan import decoded
     from acmsao_cli.models import catalog
 
-    reading = decoded(read(config.recipe.data))
-    for name, value in summarise(reading, config.recipe.data):
+    section = config.recipe.data
+    reading = decoded(read(section), section)
+    for name, value in summarise(reading, section):
         typer.echo(f"{name}: {value}")
     for problem in reading.problems:
         typer.echo(problem_line(problem))
@@ -44,7 +45,7 @@ def check(
         family = catalog.family(config.recipe.model.family)
         for text in family.preview(config.recipe, reading.examples[:show]):
             typer.echo(f"\n{text}")
-    require(reading, config.recipe.data)
+    require(reading, section)
 
 
 def problem_line(problem: Problem) -> str:

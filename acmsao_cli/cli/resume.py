@@ -75,9 +75,9 @@ def compare(
     listener: Listener,
 ) -> None:
     """Take steps again. Raises CheckpointError that says what did not come out as it was."""
-    from acmsao_cli.cli.train import NEW, manifest_of, read_examples
+    from acmsao_cli.cli.train import NEW, identified, read_examples
     from acmsao_cli.engine.assemble import assemble, restore
-    from acmsao_cli.engine.continuation import check_continuation, without_effect
+    from acmsao_cli.engine.continuation import as_begun, check_continuation, without_effect
     from acmsao_cli.engine.events import Notice
     from acmsao_cli.engine.replay import passage, replay
     from acmsao_cli.engine.report import read_metrics
@@ -88,15 +88,16 @@ def compare(
         chosen = passage(folder, read_metrics(folder.metrics), num_steps)
         known = folder.data_items()
         config, reading = read_examples(config, listener, known)
+        reading = as_begun(reading, chosen.checkpoint)
         told = without_effect(allow_changed, NEW)
         if chosen.checkpoint:
-            data = manifest_of(reading, known, listener)
+            reading, data = identified(config, reading, known, listener)
             told = check_continuation(
                 config, data, folder, chosen.checkpoint, allow_changed, listener
             ).told()
         for notice in told:
             listener(Notice(notice))
-        run = assemble(config, reading.examples, listener)
+        run = assemble(config, reading, listener, continued=chosen.checkpoint is not None)
         if chosen.checkpoint:
             restore(run, chosen.checkpoint, listener)
         began = "the beginning" if run.step == 0 else f"step {run.step}"

@@ -24,7 +24,8 @@ from acmsao_cli.errors import ConfigError
 if TYPE_CHECKING:
     from acmsao_cli.checkpoint.store import Checkpoint
     from acmsao_cli.config.recipe import RunConfig
-    from acmsao_cli.data.base import Example, Reading
+    from acmsao_cli.data.base import Problem, Reading
+    from acmsao_cli.engine.assemble import Run
     from acmsao_cli.engine.continuation import Sources
     from acmsao_cli.engine.events import Listener, Started
     from acmsao_cli.engine.folder import Place
@@ -150,7 +151,13 @@ def run(
     from acmsao_cli.checkpoint.store import CheckpointStore
     from acmsao_cli.config.auto import value_of
     from acmsao_cli.data.manifest import left_out
-    from acmsao_cli.engine.continuation import check_continuation, sources_of, without_effect
+    from acmsao_cli.data.reading import bad
+    from acmsao_cli.engine.continuation import (
+        as_begun,
+        check_continuation,
+        sources_of,
+        without_effect,
+    )
     from acmsao_cli.engine.events import Finished, Notice
     from acmsao_cli.engine.folder import choose_place, look_again
     from acmsao_cli.engine.signals import stop_on_signal
@@ -161,9 +168,11 @@ def run(
         CheckpointStore(place.folder.checkpoints, config.recipe.checkpoint.keep).remove_leftovers()
         place = look_again(place)
         folder, known = place.folder, place.folder.data_items()
-        asked, reading = read_examples(config, listener, known)
-        examples, data = reading.examples, manifest_of(reading, known, listener)
+        asked, found = read_examples(config, listener, known)
         place, checkpoint = usable(place, listener)
+        reading = as_begun(found, checkpoint)
+        reading, data = identified(config, reading, known, listener)
+        examples = reading.examples
         config = as_it_went_on(asked, checkpoint.header) if checkpoint else asked
         planned = decided(config, len(examples))
         config = planned.config
@@ -180,7 +189,8 @@ def run(
             listener(Finished(place.folder.path, place.folder.summary() or {}))
             return
         announce(planned, place, len(examples), listener)
-        folder.keep_data(data, left_out(reading, config.recipe.data.source))
+        folder.keep_data(data, left_out(bad(reading), config.recipe.data.source))
+        tell_left_out(bad(reading)[len(bad(found)) :], listener)
         for notice in continuation.told() if continuation else without_effect(allow_changed, NEW):
             listener(Notice(notice))
         if config.before:
@@ -189,7 +199,7 @@ def run(
             )
             listener(Notice(f"goes on as it was changed when its memory ran out: {words}"))
         with sources_of(config, data, folder, continuation) as sources:
-            training = Training(asked, place, examples, sources, checkpoint, stop, listener)
+            training = Training(asked, place, reading, data, sources, checkpoint, stop, listener)
             training.to_the_end(planned)
 
 
@@ -220,7 +230,8 @@ class Training:
 
     asked: RunConfig
     place: Place
-    examples: tuple[Example, ...]
+    reading: Reading
+    data: Manifest
     sources: Sources
     checkpoint: Checkpoint | None
     stop: Stop
@@ -286,7 +297,9 @@ class Training:
     ) -> MemoryRanOutError | PoisonedStepError | None:
         """Train as planned; returns what happened if the run has to begin again."""
         from acmsao_cli.cli.describe import describe_start
+        from acmsao_cli.data.reading import bad
         from acmsao_cli.engine.assemble import assemble, restore
+        from acmsao_cli.engine.continuation import as_begun
         from acmsao_cli.engine.loop import PoisonedStepError
         from acmsao_cli.engine.loop import train as train_run
         from acmsao_cli.engine.measured import Expectation
@@ -295,12 +308,17 @@ class Training:
         from acmsao_cli.memory.advise import advice, out_of_memory_named
 
         config, folder = planned.config, self.place.folder
-        start = describe_start(planned, self.place, len(self.examples))
+        start = describe_start(planned, self.place, len(self.reading.examples))
         write_recipe(config, folder.recipe, start.facts)
         expectation = Expectation(start.predicted_bytes)
         try:
             with out_of_memory_named(config.recipe):
-                prepared = assemble(config, self.examples, self.listener, self.sources)
+                reading = as_begun(self.reading, self.checkpoint)
+                continued = self.checkpoint is not None
+                prepared = assemble(
+                    config, reading, self.listener, self.sources, continued=continued
+                )
+                self.note_lost(prepared, prepared.left_out[len(bad(reading)) :])
                 prepared.poisoned = self.poisoned
                 if self.checkpoint:
                     restore(prepared, self.checkpoint, self.listener)
@@ -314,6 +332,19 @@ class Training:
             raise DoesNotFitError(error.message, hint=again) from None
         return None
 
+    def note_lost(self, run: Run, lost: Sequence[Problem]) -> None:
+        """Tell what turned out to be bad while the examples were encoded: the run's data is what is
+        left.
+        """
+        from acmsao_cli.data.base import name_of
+        from acmsao_cli.data.manifest import left_out
+        from acmsao_cli.identity import digest
+
+        tell_left_out(lost, self.listener)
+        kept = {name: self.data[name] for name in map(name_of, run.examples)}
+        run.sources = replace(run.sources, data=digest(kept))
+        self.place.folder.keep_data(kept, left_out(run.left_out, run.config.recipe.data.source))
+
 
 def read_examples(
     config: RunConfig, listener: Listener, seen: Manifest | None = None
@@ -321,36 +352,52 @@ def read_examples(
     """The data, with what cannot be used left out or refused, and the configuration with its
     format decided; warnings are told. Pictures that were `seen` whole are not decoded again.
     """
-    from acmsao_cli.data.reading import bad, listed, read, require
+    from acmsao_cli.data.reading import bad, read, require
     from acmsao_cli.data.scan import decoded
     from acmsao_cli.engine.events import Notice, Working
 
     def progress(done: int, total: int) -> None:
         listener(Working("looking at the pictures", done, total))
 
-    reading = decoded(read(config.recipe.data), seen, progress)
-    require(reading, config.recipe.data)
+    section = config.recipe.data
+    reading = decoded(read(section), section, seen, progress)
+    require(reading, section)
     warnings = [problem for problem in reading.problems if problem.severity == "warning"]
     for problem in warnings[:WARNINGS_SHOWN]:
         listener(Notice(str(problem)))
     if len(warnings) > WARNINGS_SHOWN:
         more = len(warnings) - WARNINGS_SHOWN
         listener(Notice(f"{more} more warnings: `acmsao data check` tells all"))
-    if errors := bad(reading):
-        what = "1 bad item is" if len(errors) == 1 else f"{len(errors)} bad items are"
-        listener(Notice(f"{what} left out:{listed(errors)}"))
+    tell_left_out(bad(reading), listener)
     return config.with_data_format(reading.format), reading
 
 
-def manifest_of(reading: Reading, known: Manifest, listener: Listener) -> dict[str, Item]:
-    """What the examples are; pictures that were `known` are not read again."""
+def tell_left_out(errors: Sequence[Problem], listener: Listener) -> None:
+    """What is not trained on, if anything."""
+    from acmsao_cli.data.reading import listed
+    from acmsao_cli.engine.events import Notice
+
+    if errors:
+        what = "1 bad item is" if len(errors) == 1 else f"{len(errors)} bad items are"
+        listener(Notice(f"{what} left out:{listed(errors)}"))
+
+
+def identified(
+    config: RunConfig, reading: Reading, known: Manifest, listener: Listener
+) -> tuple[Reading, dict[str, Item]]:
+    """What the examples are, and the reading without those that are gone meanwhile; pictures that
+    were `known` are not read again.
+    """
     from acmsao_cli.data.manifest import manifest
+    from acmsao_cli.data.reading import Remaining
     from acmsao_cli.engine.events import Working
 
     def progress(done: int, total: int) -> None:
         listener(Working("hashing the pictures", done, total))
 
-    return manifest(reading.examples, known, progress)
+    left = Remaining(reading, config.recipe.data)
+    items = manifest(reading.examples, known, progress, left.leave_out)
+    return left.reading, items
 
 
 def decided(config: RunConfig, num_examples: int) -> Decided:

@@ -75,6 +75,9 @@ class ImageData(DataSection):
         True, description="keep aspect ratios by groups of like shape; false crops to a square"
     )
     bucket_step: Count = Field(64, description="pixels between the sides of neighbouring buckets")
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
+        0, description="processes that open and scale pictures ahead of the VAE; 0: no others"
+    )
     flip: bool = Field(False, description="mirror half of the pictures at random")
     caption_dropout: Fraction = Field(
         0.05, description="share of captions replaced by the empty one"

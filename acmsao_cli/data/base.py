@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from acmsao_cli.errors import DataError
+from acmsao_cli.errors import InputError
+from acmsao_cli.identity import Stamp
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 class ImageExample:
     """A captioned picture; `open` decodes it to RGB, upright, and raises DataError if it cannot.
 
-    `size` is (height, width) as the header tells, where somebody has looked; `path` is its file, if
-    it is one, else `encoded` gives its bytes. `name` is relative to the data set: wherever that
-    lies, it stays.
+    `open` can be pickled, for another process to call. `size` is (height, width) as the header
+    tells, where somebody has looked; `path` is its file, if it is one, else `encoded` gives its
+    bytes; `stamp` is that file's when its header was read. `name` is relative to the data set:
+    wherever that lies, it stays.
     """
 
     place: str
@@ -29,6 +31,7 @@ class ImageExample:
     path: Path | None = None
     encoded: Callable[[], bytes] | None = None
     name: str = ""
+    stamp: Stamp = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class TextExample:
 
 Example = ImageExample | TextExample
 
+# What becomes of an example that turns out to be unusable; it is left out if this returns.
+Unusable = Callable[[Example, InputError], None]
+
+
+def refused(example: Example, error: InputError) -> None:
+    """What a caller does that leaves nothing out."""
+    raise error
+
 
 def name_of(example: Example) -> str:
     """What tells an example from the others of its data set."""
@@ -59,20 +70,24 @@ def name_of(example: Example) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one file or line. An error stops a training, a warning does not."""
+    """Something wrong with one file or line. An error stops a training, a warning does not.
+
+    `name` is that of the example it is about, where there was one.
+    """
 
     place: str
     message: str
     severity: Literal["error", "warning"] = "error"
+    name: str = ""
 
     def __str__(self) -> str:
         """Where and what."""
         return f"{self.place}: {self.message}"
 
     @staticmethod
-    def of(place: str, error: DataError) -> Problem:
+    def of(place: str, error: InputError, name: str = "") -> Problem:
         """What `error`, whose message begins with "PLACE: ", says of this place."""
-        return Problem(place, error.message.removeprefix(f"{place}: "))
+        return Problem(place, error.message.removeprefix(f"{place}: "), name=name)
 
 
 @dataclass(frozen=True)
@@ -82,3 +97,9 @@ class Reading:
     format: str
     examples: tuple[Example, ...]
     problems: tuple[Problem, ...] = ()
+
+    def without(self, problems: Sequence[Problem]) -> Reading:
+        """The reading without the examples that have `problems`, which join its own."""
+        names = {problem.name for problem in problems}
+        kept = tuple(example for example in self.examples if name_of(example) not in names)
+        return replace(self, examples=kept, problems=(*self.problems, *problems))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -147,7 +147,15 @@ def fit(image: Image.Image, resolution: int, buckets: bool, bucket_step: int) ->
     scaled = image.resize(
         (plan.target[1], plan.target[0]), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0
     )
+    scaled.info = {}  # a camera's notes and colour tables are no pixels
     return FittedImage(scaled, plan.original, plan.crop, plan.target)
+
+
+def open_and_fit(
+    opener: Callable[[], Image.Image], resolution: int, buckets: bool, bucket_step: int
+) -> FittedImage:
+    """What `fit` makes of the picture that `opener` opens: all that is done before the VAE."""
+    return fit(opener(), resolution, buckets, bucket_step)
 
 
 def open_picture(source: Path | bytes, place: str) -> Image.Image:

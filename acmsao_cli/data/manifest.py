@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
-from acmsao_cli.data.base import Example, ImageExample, Reading, name_of
+from acmsao_cli.data.base import Example, ImageExample, Problem, Unusable, name_of, refused
 from acmsao_cli.data.files import open_regular, reason
-from acmsao_cli.data.reading import bad
+from acmsao_cli.data.workers import attempt
 from acmsao_cli.errors import DataError
 from acmsao_cli.identity import Item, Manifest, hash_of_words, read_item
 
@@ -22,20 +22,27 @@ def manifest(
     examples: Sequence[Example],
     known: Manifest | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    unusable: Unusable = refused,
 ) -> dict[str, Item]:
     """The item of each example, by name; a picture whose stamp is `known` is not read again.
 
-    Raises DataError where a picture is no longer there.
+    A picture that is no longer there is told to `unusable`.
     """
     found: dict[str, Item] = {}
-    item = partial(_item, known or {})
+
+    def item(example: Example) -> Item | DataError:
+        return attempt(partial(_item, known or {}, example))
+
     pool = ThreadPoolExecutor(READERS)
     try:
         # Texts are at hand: handing them to another thread would take longer than hashing them.
         pictures = any(isinstance(example, ImageExample) for example in examples)
         items = pool.map(item, examples) if pictures else map(item, examples)
         for done, (example, one) in enumerate(zip(examples, items, strict=True), 1):
-            found[name_of(example)] = one
+            if isinstance(one, DataError):
+                unusable(example, one)
+            else:
+                found[name_of(example)] = one
             if pictures:
                 progress(done, len(examples))
     finally:
@@ -58,10 +65,10 @@ def _item(known: Manifest, example: Example) -> Item:
         raise DataError(f"{example.place}: cannot be read: {reason(error)}") from error
 
 
-def left_out(reading: Reading, source: str) -> list[str]:
-    """What cannot be trained on, by its place in the data set: wherever that lies, it stays."""
+def left_out(problems: Sequence[Problem], source: str) -> list[str]:
+    """What is wrong, by its place in the data set: wherever that lies, it stays."""
     around = os.path.dirname(source)
     return [
         str(problem).removeprefix(f"{source.rstrip('/')}/").removeprefix(f"{around}/")
-        for problem in bad(reading)
+        for problem in problems
     ]

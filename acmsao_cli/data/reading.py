@@ -6,16 +6,17 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data import formats
-from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.data.base import Example, ImageExample, Problem, Reading, name_of
 from acmsao_cli.data.files import printable
 from acmsao_cli.data.images import Geometry, geometry
 from acmsao_cli.data.registry import FORMATS, DataFormat
 from acmsao_cli.data.source import Source, locate
-from acmsao_cli.errors import ConfigError, DataError
+from acmsao_cli.errors import ConfigError, DataError, InputError
 
 # A file in `formats` is a format by being there.
 for _module in pkgutil.iter_modules(formats.__path__):
@@ -80,6 +81,23 @@ def require(reading: Reading, section: ImageData | TextData) -> tuple[Example, .
             hint=f"{hint}; --set data.max_bad={math.ceil(100 * share) / 100:g} allows so many",
         )
     return reading.examples
+
+
+@dataclass
+class Remaining:
+    """What is left of a reading while its examples are encoded, where some turn out to be bad."""
+
+    reading: Reading
+    section: ImageData | TextData
+
+    def leave_out(self, example: Example, error: InputError) -> None:
+        """Count an example among the bad ones. Raises `error` if these are not to be skipped, and
+        DataError if they have become too many.
+        """
+        if self.section.on_bad == "error":
+            raise error
+        self.reading = self.reading.without([Problem.of(example.place, error, name_of(example))])
+        require(self.reading, self.section)
 
 
 def bad(reading: Reading) -> list[Problem]:

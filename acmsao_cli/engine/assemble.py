@@ -16,10 +16,11 @@ from acmsao_cli.checkpoint.resume import (
 )
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
-from acmsao_cli.data.base import Example
+from acmsao_cli.data.base import Example, Problem, Reading
 from acmsao_cli.data.randomness import Draw
-from acmsao_cli.data.stream import Pick, Stream
-from acmsao_cli.engine.continuation import UNKNOWN, Sources
+from acmsao_cli.data.reading import Remaining, bad
+from acmsao_cli.data.stream import Pick, Stream, check_batch_size
+from acmsao_cli.engine.continuation import LEFT_OUT, UNKNOWN, Sources, refuse_to_lose
 from acmsao_cli.engine.events import Listener, Notice, Working
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.engine.progress import Progress, begin, saved_progress, steps_for
@@ -34,8 +35,8 @@ from acmsao_cli.models.base import Batch
 class Run:
     """A training that can be stepped, and how far it is.
 
-    `poisoned` steps are left out without a try: by number, what of them was not finite when they
-    were tried.
+    `examples` are those it really trains on, `left_out` what was found beside them. `poisoned`
+    steps are left out without a try: by number, what of them was not finite when they were tried.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class Run:
     stream: Stream
     total_steps: int
     sources: Sources = UNKNOWN
+    left_out: Sequence[Problem] = ()
     progress: Progress = field(init=False)
     poisoned: Mapping[int, str] = field(default_factory=dict)
 
@@ -94,19 +96,23 @@ class Run:
             "optimizer": optimizer.state_header(),
             "progress": self.progress.as_dict(),
             **self.sources.as_header(self.core.trainee.device),
+            LEFT_OUT: {one.name: one.message for one in self.left_out if one.name},
         }
         return files, header
 
 
 def assemble(
     config: RunConfig,
-    examples: Sequence[Example],
+    reading: Reading,
     listener: Listener,
     sources: Sources = UNKNOWN,
+    *,
+    continued: bool = False,
 ) -> Run:
     """Load the model, apply the method, encode the examples, build optimizer and stream.
 
-    A run that saves checkpoints is told what they should say of its `sources`.
+    A run that saves checkpoints is told what they should say of its `sources`. Examples that cannot
+    be encoded are left out if the recipe says so; never from a run that is `continued`.
     """
     recipe = config.recipe
     device = resolve_device(recipe.training.device)
@@ -118,7 +124,12 @@ def assemble(
     def progress(done: int, total: int) -> None:
         listener(Working("encoding the examples", done, total))
 
-    items = trainee.encode(examples, progress)
+    left = Remaining(reading, recipe.data)
+    may_lose = not continued or recipe.data.on_bad == "error"  # which raises what is wrong
+    unusable = left.leave_out if may_lose else refuse_to_lose
+    items = trainee.encode(reading.examples, progress, unusable)
+    examples = left.reading.examples
+    check_batch_size(len(examples), recipe.training.batch_size)
     stream = Stream(
         [trainee.group_key(item) for item in items],
         recipe.training.batch_size,
@@ -126,7 +137,7 @@ def assemble(
     )
     total_steps = count_steps(config, stream.batches_per_epoch)
     core = build_core(recipe, trainee, total_steps)
-    return Run(config, core, examples, items, stream, total_steps, sources)
+    return Run(config, core, examples, items, stream, total_steps, sources, bad(left.reading))
 
 
 def count_steps(config: RunConfig, batches_per_epoch: int) -> int:

@@ -17,12 +17,13 @@ import torch
 from acmsao_cli.checkpoint.resume import recipe_changes, require_same_recipe
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
+from acmsao_cli.data.base import Example, Problem, Reading, name_of
 from acmsao_cli.data.files import printable
 from acmsao_cli.engine.events import Listener, Working
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.report import joined
-from acmsao_cli.errors import CheckpointError
+from acmsao_cli.errors import CheckpointError, InputError
 from acmsao_cli.identity import Kind, Manifest, difference, digest
 from acmsao_cli.models import catalog
 from acmsao_cli.models.identity import identified_meanwhile, identify
@@ -30,6 +31,7 @@ from acmsao_cli.versions import versions
 
 MADE_WITH: Final = "made_with"
 CHANGES: Final = "changes"
+LEFT_OUT: Final = "left_out"
 
 # No number depends on them.
 NOT_COMPUTING: Final = frozenset({"pydantic", "safetensors", "typer"})
@@ -107,6 +109,26 @@ def without_effect(allowed: Collection[Kind], why: str) -> Iterator[str]:
     """What is said of --allow-changed where nothing is compared."""
     if allowed:
         yield f"--allow-changed {joined(allowed)} has no effect: {why}"
+
+
+def as_begun(reading: Reading, checkpoint: Checkpoint | None) -> Reading:
+    """The reading without what the run left out when it began, whatever has become of it since."""
+    left_out = checkpoint.header.get(LEFT_OUT, {}) if checkpoint else {}
+    return reading.without(
+        [
+            Problem(example.place, left_out[name], name=name)
+            for example in reading.examples
+            if (name := name_of(example)) in left_out
+        ]
+    )
+
+
+def refuse_to_lose(example: Example, error: InputError) -> None:
+    """The order of the rest depends on how many examples there are."""
+    raise CheckpointError(
+        f"{error.message}; the run began with it and cannot go on without it",
+        hint="put it back, or start a new run: another --output, or --resume never without one",
+    )
 
 
 def check_continuation(

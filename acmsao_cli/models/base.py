@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from acmsao_cli.config.recipe import Recipe
-from acmsao_cli.data.base import Example
+from acmsao_cli.data.base import Example, Unusable, refused
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.optim.in_rows import GradientInRows
 
@@ -131,8 +131,16 @@ class Trainee(Protocol):
     def item_bytes(self) -> int:
         """Of one encoded example, at most."""
 
-    def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Any]:
-        """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once."""
+    def encode(
+        self,
+        examples: Sequence[Example],
+        progress: Progress = silent,
+        unusable: Unusable = refused,
+    ) -> Sequence[Any]:
+        """Items ready for `collate`, kept on the CPU; what is frozen is computed here, once.
+
+        What an example cannot be encoded for is told to `unusable`.
+        """
 
     def group_key(self, item: Any) -> Hashable:
         """Items of one batch must agree on this (the bucket of a picture)."""

@@ -13,8 +13,9 @@ from PIL import Image
 from acmsao_cli import identity
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
+from acmsao_cli.data.base import Example
 from acmsao_cli.data.manifest import left_out, manifest
-from acmsao_cli.data.reading import read
+from acmsao_cli.data.reading import bad, read
 from acmsao_cli.errors import DataError
 from acmsao_cli.identity import Item, difference, digest
 
@@ -118,10 +119,13 @@ def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.png: cannot be opened"):
         manifest(examples)
+    told: list[Example] = []
+    assert manifest(examples, unusable=lambda one, error: told.append(one)) == {}
+    assert told == list(examples)
 
 
 def test_what_is_left_out_does_not_say_where_the_data_lies(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": 2}')
     for source in (tmp_path, tmp_path / "a.jsonl"):
-        (item,) = left_out(read(TextData(source=str(source))), str(source))
+        (item,) = left_out(bad(read(TextData(source=str(source)))), str(source))
         assert item.startswith("a.jsonl:2: ")

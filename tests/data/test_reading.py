@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import ImageExample, Message, Problem, Reading, TextExample
 from acmsao_cli.data.check import summarise
-from acmsao_cli.data.reading import read, require
+from acmsao_cli.data.reading import Remaining, bad, read, require
 from acmsao_cli.errors import ConfigError, DataError
 
 
@@ -163,6 +165,30 @@ def test_bad_headers_are_problems_and_bad_pixels_are_found_when_opened(tmp_path:
     short = next(e for e in reading.examples if isinstance(e, ImageExample) and "short" in e.place)
     with pytest.raises(DataError, match=r"short.png: cannot be decoded"):
         short.open()
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def repainted(path: Path) -> None:
+    picture(path, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("change", "more"), [(Path.unlink, ": it is gone"), (shortened, ""), (repainted, "")]
+)
+def test_a_picture_that_is_not_the_one_that_was_looked_at_is_not_opened(
+    tmp_path: Path, change: Callable[[Path], None], more: str
+) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.txt", "words")
+    (example,) = images(tmp_path).examples
+    assert isinstance(example, ImageExample)
+    assert example.open().size == (64, 64)
+    change(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"a.png: changed since it was looked at{more}\n"):
+        example.open()
 
 
 def test_pictures_are_not_decoded_while_reading(
@@ -424,6 +450,15 @@ def test_columns_of_paths_stay_in_the_folder_and_bytes_are_read(tmp_path: Path) 
     rows = {"image": [content, b""], "text": ["x", "y"]}
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "raw"))
     assert captions_of(images(tmp_path / "raw")) == ["x"]
+
+
+def test_a_row_travels_as_its_picture_without_the_table(tmp_path: Path, table: Any) -> None:
+    table.save_to_disk(str(tmp_path / "saved"))
+    first, _ = images(tmp_path / "saved", **COLUMNS).examples
+    assert isinstance(first, ImageExample)
+    sent = pickle.dumps(first.open)
+    assert b"datasets" not in sent
+    assert pickle.loads(sent)().tobytes() == first.open().tobytes()
 
 
 def test_a_damaged_saved_data_set_is_refused(tmp_path: Path, table: Any) -> None:
@@ -688,6 +723,22 @@ def test_bad_items_are_skipped_where_that_is_asked_for_and_are_few() -> None:
     assert "data.max_bad=0.67" in str(refused.value.hint)
     with pytest.raises(DataError, match="no examples"):
         require(Reading("messages", (), BAD[:2]), few)
+
+
+def test_what_turns_bad_is_counted_with_what_was_bad_before() -> None:
+    reading = Reading("messages", (GOOD, replace(GOOD, place="g:2")), BAD[:1])
+    error = DataError("g:2: worse")
+    with pytest.raises(DataError, match="g:2: worse"):
+        Remaining(reading, TextData(source="x")).leave_out(reading.examples[1], error)
+    for share, allowed in ((0.5, False), (0.7, True)):
+        left = Remaining(reading, TextData(source="x", on_bad="skip", max_bad=share))
+        if not allowed:
+            with pytest.raises(DataError, match=r"2 of 3 items are bad(.|\n)*g:2: worse"):
+                left.leave_out(reading.examples[1], error)
+            continue
+        left.leave_out(reading.examples[1], error)
+        assert left.reading.examples == (GOOD,)
+        assert bad(left.reading) == [*BAD[:1], Problem("g:2", "worse", name="g:2")]
 
 
 def test_the_summary_tells_sizes_captions_and_turns(tmp_path: Path) -> None:

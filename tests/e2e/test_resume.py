@@ -106,8 +106,8 @@ def test_a_step_that_was_half_applied_is_gone_back_from_and_left_out(
     """To the bits of a run in which it was never tried."""
     assemble = module.assemble
 
-    def poisoned_run(*arguments: Any) -> Any:
-        run = assemble(*arguments)
+    def poisoned_run(*arguments: Any, **more: Any) -> Any:
+        run = assemble(*arguments, **more)
 
         def poison(gradient: torch.Tensor) -> torch.Tensor:
             return gradient * float("inf") if run.step == 3 else gradient
@@ -115,8 +115,8 @@ def test_a_step_that_was_half_applied_is_gone_back_from_and_left_out(
         list(run.parameters.values())[4].register_hook(poison)
         return run
 
-    def forewarned_run(*arguments: Any) -> Any:
-        run = assemble(*arguments)
+    def forewarned_run(*arguments: Any, **more: Any) -> Any:
+        run = assemble(*arguments, **more)
         type(run).poisoned = property(lambda self: {4: "gradient norm"}, lambda self, value: None)
         return run
 
@@ -144,8 +144,8 @@ def test_steps_that_are_half_applied_again_and_again_end_the_run(
 ) -> None:
     assemble = module.assemble
 
-    def poisoned_run(*arguments: Any) -> Any:
-        run = assemble(*arguments)
+    def poisoned_run(*arguments: Any, **more: Any) -> Any:
+        run = assemble(*arguments, **more)
 
         def poison(gradient: torch.Tensor) -> torch.Tensor:
             return gradient * float("inf") if run.step >= 2 else gradient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,11 +15,12 @@ from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, ImageExample, Problem
 from acmsao_cli.data.files import printable, reason
 from acmsao_cli.data.images import open_picture, probe
-from acmsao_cli.data.pictures import caption_of
+from acmsao_cli.data.pictures import caption_of, open_unchanged
 from acmsao_cli.data.records import read_text, text_of
 from acmsao_cli.data.registry import data_format
 from acmsao_cli.data.source import Source
 from acmsao_cli.errors import DataError
+from acmsao_cli.identity import Stamp, stamp_at
 
 SPLITS_FILE = PurePosixPath("dataset_dict.json")
 TABLE_FILES = {PurePosixPath("dataset_info.json"), PurePosixPath("state.json")}
@@ -46,21 +48,23 @@ def read_saved(source: Source, section: ImageData) -> Iterator[Example | Problem
         try:
             caption = caption_of(text_of(values[columns[1]], place, columns[1]), place)
             content = _content(source, values[columns[0]], place)
+            stamp = stamp_at(content) if isinstance(content, Path) else ()
             found = probe(content, place)
         except DataError as error:
             yield Problem.of(place, error)
             continue
         if found.animated:
             yield Problem(place, "has several frames; the first is used", severity="warning")
-        where = (source, table, row, columns[0], place)
+        path = content if isinstance(content, Path) else None
         yield ImageExample(
             place,
             caption,
-            partial(_open, *where),
+            Row(source, table, row, columns[0], place, stamp),
             (found.height, found.width),
-            path=content if isinstance(content, Path) else None,
-            encoded=partial(_encoded, *where),
+            path=path,
+            encoded=partial(_encoded, source, table, row, columns[0], place),
             name=f"row {row}",
+            stamp=stamp,
         )
 
 
@@ -133,5 +137,28 @@ def _encoded(source: Source, table: Any, row: int, column: str, place: str) -> b
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def _open(source: Source, table: Any, row: int, column: str, place: str) -> Image.Image:
-    return open_picture(_content(source, table[row][column], place), place)
+@dataclass(frozen=True)
+class Row:
+    """Opens the picture of a row; another process is sent the picture, not the table."""
+
+    source: Source
+    table: Any
+    row: int
+    column: str
+    place: str
+    stamp: Stamp
+
+    def __call__(self) -> Image.Image:
+        """Raises DataError, as does pickling."""
+        return self.opener()()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What stands for it once it is pickled."""
+        return self.opener().__reduce__()  # type: ignore[return-value]
+
+    def opener(self) -> partial[Image.Image]:
+        """Of the picture itself, read from the table now."""
+        content = _content(self.source, self.table[self.row][self.column], self.place)
+        if isinstance(content, Path):
+            return partial(open_unchanged, content, self.place, self.stamp)
+        return partial(open_picture, content, self.place)

@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from acmsao_cli.data.base import Message, TextExample
-from acmsao_cli.errors import DataError
+from acmsao_cli.errors import DataError, InputError, ModelError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -67,7 +67,7 @@ def chat_tokens(tokenizer: Any, example: TextExample, *, everything: bool) -> To
     """The ids of a chat; trained are the assistant's turns with their end marks, or everything.
 
     EOS is added, and trained, where the template ends the last answer without any mark. Raises
-    DataError.
+    DataError, and ModelError where no chat can be told apart.
     """
     messages = as_dicts(example.messages or ())
     marks = _marks(tokenizer)
@@ -106,7 +106,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
     probe = TextExample("", (Message("user", "a"), Message("assistant", "b")))
     try:
         tokens = chat_tokens(tokenizer, probe, everything=False)
-    except DataError:
+    except InputError:
         return None
     answer = [token for token, trained in zip(tokens.ids, tokens.trained, strict=True) if trained]
     ends = [token for token in answer if tokenizer.decode([token]) in _marks(tokenizer)]
@@ -197,7 +197,7 @@ def _without_trail(text: str, span: Span, marks: tuple[str, ...]) -> Span:
 def _align(tokenizer: Any, example: TextExample, text: str, spans: Sequence[Span]) -> Tokens:
     """Tokens of `text`; trained are those that share a character with a span."""
     if not tokenizer.is_fast:
-        raise DataError(
+        raise ModelError(
             f"{example.place}: {type(tokenizer).__name__} does not say which characters its tokens "
             "stand for, so answers cannot be found",
             hint="use a model folder with a tokenizer.json, or data of plain texts",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe, TextData
-from acmsao_cli.data.base import Example, TextExample
+from acmsao_cli.data.base import Example, TextExample, Unusable, refused
 from acmsao_cli.errors import DataError, ModelError
 from acmsao_cli.models.base import Batch, Progress
 from acmsao_cli.models.causal_lm.chat import Tokens, chat_tokens, plain_template, with_eos
@@ -46,13 +46,13 @@ def prepare_tokenizer(tokenizer: Any, recipe: CausalLmRecipe) -> None:
 
 
 def tokenize(tokenizer: Any, example: Example, data: TextData) -> Tokens:
-    """The whole example, however long. Raises DataError."""
+    """The whole example, however long. Raises DataError, and ModelError where all would fail."""
     assert isinstance(example, TextExample)
     if example.messages is None:
         ids = tokenizer(example.text)["input_ids"]
         return with_eos(tokenizer, Tokens(ids, [True] * len(ids)))
     if not tokenizer.chat_template:
-        raise DataError(
+        raise ModelError(
             f"{example.place} is a chat, but the model's tokenizer has no chat template",
             hint="set data.format=instruction for single questions with answers, use plain texts, "
             "or start from a model that was tuned for chat",
@@ -61,21 +61,32 @@ def tokenize(tokenizer: Any, example: Example, data: TextData) -> Tokens:
 
 
 def encode(
-    tokenizer: Any, examples: Sequence[Example], data: TextData, limit: int, progress: Progress
+    tokenizer: Any,
+    examples: Sequence[Example],
+    data: TextData,
+    limit: int,
+    progress: Progress,
+    unusable: Unusable = refused,
 ) -> list[Item]:
     """Items of at most `limit` tokens that have something to learn; what was lost is logged.
+
+    What cannot be made into tokens is told to `unusable`.
 
     Raises DataError if nothing is left, and ModelError for ids the model has no embedding for.
     """
     items, lost = [], Counter[str]()
     with quiet_libraries():
         for number, example in enumerate(examples, 1):
-            tokens = tokenize(tokenizer, example, data)
+            progress(number, len(examples))
+            try:
+                tokens = tokenize(tokenizer, example, data)
+            except DataError as error:
+                unusable(example, error)
+                continue
             fate, item = fit(tokens, limit, data.over_long)
             lost[fate] += 1
             if item is not None:
                 items.append(item)
-            progress(number, len(examples))
     _tell(lost, len(examples), limit)
     if not items:
         raise DataError(

@@ -15,7 +15,7 @@ from transformers import masking_utils
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.rules import formats_of
 from acmsao_cli.config.sections import Lora
-from acmsao_cli.data.base import Example
+from acmsao_cli.data.base import Example, Unusable, refused
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.models.base import (
     Batch,
@@ -96,10 +96,15 @@ class CausalLmTrainee:
         return self.length * encoding.TOKEN_BYTES
 
     def encode(
-        self, examples: Sequence[Example], progress: Progress = silent
+        self,
+        examples: Sequence[Example],
+        progress: Progress = silent,
+        unusable: Unusable = refused,
     ) -> list[encoding.Item]:
         """Token ids with what is learned marked. Raises DataError if nothing is left to learn."""
-        items = encoding.encode(self.tokenizer, examples, self.recipe.data, self.length, progress)
+        items = encoding.encode(
+            self.tokenizer, examples, self.recipe.data, self.length, progress, unusable
+        )
         encoding.check_ids(items, self.source.text_config.vocab_size)
         return items
 

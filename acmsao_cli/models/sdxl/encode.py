@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import ImageExample
-from acmsao_cli.data.images import fit
+from acmsao_cli.data.images import FittedImage, open_and_fit
 from acmsao_cli.data.randomness import Draw
+from acmsao_cli.data.workers import Job
 from acmsao_cli.errors import ModelError
 
 
@@ -68,16 +70,25 @@ def latent_scale(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return scale / torch.tensor(deviation).view(1, -1, 1, 1), torch.tensor(mean).view(1, -1, 1, 1)
 
 
-def encode_picture(vae: AutoencoderKL, example: ImageExample, data: ImageData) -> Item:
-    """Decode, fit to its bucket, and encode; mirrored too if the recipe may ask for that.
+def fitting(example: ImageExample, data: ImageData) -> Job[FittedImage]:
+    """Decode a picture and fit it to its bucket: what needs no model."""
+    settings = data.resolution, data.buckets, data.bucket_step
+    return Job(example.place, partial(open_and_fit, example.open, *settings))
+
+
+def encode_picture(
+    vae: AutoencoderKL, example: ImageExample, fitted: FittedImage, *, flip: bool
+) -> Item:
+    """Encode an example's picture; mirrored too if the recipe may ask for that.
 
     `time_ids` are in the order of diffusers: original size, crop, target size; (height, width)
-    and (top, left). The crop is central, so the mirrored picture has the same.
+    and (top, left). The crop is central, so the mirrored picture has the same. Raises ModelError
+    for numbers that are not finite.
     """
-    fitted = fit(example.open(), data.resolution, data.buckets, data.bucket_step)
-    views = [fitted.image, ImageOps.mirror(fitted.image)] if data.flip else [fitted.image]
+    views = [fitted.image, ImageOps.mirror(fitted.image)] if flip else [fitted.image]
     orientations = tuple(posterior(vae, view) for view in views)
-    if not all(bool(one.mean.isfinite().all()) for one in orientations):
+    found = [part for one in orientations for part in (one.mean, one.deviation)]
+    if not all(bool(part.isfinite().all()) for part in found):
         raise ModelError(
             f"the VAE makes numbers that are not finite of {example.place}",
             hint="its weights are damaged, or the picture is not what it seems",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from acmsao_cli.config.sdxl import SdxlLora, SdxlRecipe
-from acmsao_cli.data.base import Example, ImageExample
+from acmsao_cli.data.base import Example, ImageExample, Unusable, refused
 from acmsao_cli.data.images import bucket_sizes
 from acmsao_cli.data.randomness import Draw
+from acmsao_cli.data.workers import in_order
+from acmsao_cli.errors import DataError, ModelError
 from acmsao_cli.models.base import (
     Batch,
     Exported,
@@ -32,7 +34,7 @@ from acmsao_cli.models.sdxl.components import (
     Components,
     latent_stride,
 )
-from acmsao_cli.models.sdxl.encode import Item, encode_picture, stack
+from acmsao_cli.models.sdxl.encode import Item, encode_picture, fitting, stack
 from acmsao_cli.models.sdxl.export import Work, export_all
 from acmsao_cli.models.sdxl.loss import Diffusion
 from acmsao_cli.models.sdxl.sample import draw_samples, visiting
@@ -138,22 +140,42 @@ class SdxlTrainee:
         text = sum(inputs[name].nbytes for name in ("embeds", "pooled") if name in inputs)
         return posterior * (2 if self.recipe.data.flip else 1) + text
 
-    def encode(self, examples: Sequence[Example], progress: Progress = silent) -> Sequence[Item]:
+    def encode(
+        self,
+        examples: Sequence[Example],
+        progress: Progress = silent,
+        unusable: Unusable = refused,
+    ) -> Sequence[Item]:
         """Latents of the pictures; the captions' conditions, or their tokens if those train."""
-        self._captions = tuple(_pictured(example).caption for example in examples)
-        self._tell_cut_captions()
-        captions = dict.fromkeys([EMPTY, *self._captions])
+        pictured = [_pictured(example) for example in examples]
+        captions = dict.fromkeys([EMPTY, *(example.caption for example in pictured)])
         missing = [caption for caption in captions if caption not in self._known_captions()]
-        total, items = len(examples) + len(missing), []
-        with visiting([self.parts.vae], self.device):
-            for example in examples:
-                items.append(encode_picture(self.parts.vae, _pictured(example), self.recipe.data))
-                progress(len(items), total)
+        pictures, total = len(pictured), len(pictured) + len(missing)
+        items = self._encode_pictures(pictured, lambda done: progress(done, total), unusable)
+        self._captions = tuple(item.caption for item in items)
+        self._tell_cut_captions()
         if self.recipe.method.text_encoders:
             for caption in missing:
                 self._token_ids[caption] = self._tokens([caption])
         else:
-            self._encode_captions(missing, lambda done: progress(len(items) + done, total))
+            self._encode_captions(missing, lambda done: progress(pictures + done, total))
+        return items
+
+    def _encode_pictures(
+        self, examples: Sequence[ImageExample], tell: Callable[[int], None], unusable: Unusable
+    ) -> list[Item]:
+        """Of those that are still what they were found to be, and make finite numbers."""
+        vae, data, items = self.parts.vae, self.recipe.data, []
+        jobs = [fitting(example, data) for example in examples]
+        with visiting([vae], self.device), in_order(jobs, data.workers) as found:
+            for done, (example, fitted) in enumerate(zip(examples, found, strict=True), 1):
+                try:
+                    if isinstance(fitted, DataError):
+                        raise fitted
+                    items.append(encode_picture(vae, example, fitted, flip=data.flip))
+                except (DataError, ModelError) as error:
+                    unusable(example, error)
+                tell(done)
         return items
 
     def _tell_cut_captions(self) -> None:
@@ -170,7 +192,7 @@ class SdxlTrainee:
         parts = self.parts
         return token_ids(parts.tokenizer, captions), token_ids(parts.tokenizer_2, captions)
 
-    def _encode_captions(self, captions: Sequence[str], tell: Any) -> None:
+    def _encode_captions(self, captions: Sequence[str], tell: Callable[[int], None]) -> None:
         encoders = self.parts.text_encoder, self.parts.text_encoder_2
         with visiting(list(encoders), self.device):
             for start in range(0, len(captions), CAPTIONS_AT_ONCE):

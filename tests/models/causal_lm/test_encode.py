@@ -179,7 +179,7 @@ def test_empty_texts_are_dropped(tokenizer, text, recipe):
 def test_a_chat_for_a_tokenizer_without_template_is_refused_with_the_remedy(
     tokenizer, chat, recipe
 ):
-    with pytest.raises(DataError, match="no chat template") as caught:
+    with pytest.raises(ModelError, match="no chat template") as caught:
         encode.tokenize(tokenizer("none"), chat("hi", "yes"), recipe("m").data)
     assert "data.format=instruction" in caught.value.hint
 

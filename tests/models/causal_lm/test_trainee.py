@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acmsao_cli.errors import ConfigError
+from acmsao_cli.errors import ConfigError, DataError
 from acmsao_cli.models.causal_lm import sample as sampling
 from acmsao_cli.models.causal_lm.family import FAMILY
 from acmsao_cli.models.causal_lm.sample import prompt_ids, stop_ids
@@ -192,6 +192,18 @@ def test_answers_stop_at_the_templates_end_of_turn(model_folder, recipe):
     trainee = opened(recipe(model_folder()))
     ends = trainee.tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
     assert stop_ids(trainee.model, trainee.tokenizer) == sorted(ends)
+
+
+def test_a_chat_that_the_template_refuses_is_told_and_left_out(model_folder, recipe, chat):
+    trainee, told = opened(recipe(model_folder())), []
+    odd = "{% if messages[0].content == 'odd' %}{{ raise_exception('odd') }}{% endif %}"
+    trainee.tokenizer.chat_template = odd + trainee.tokenizer.chat_template
+    examples = [chat("odd", "yes"), chat("hi", "yes")]
+    items = trainee.encode(examples, unusable=lambda one, error: told.append((one, str(error))))
+    assert len(items) == 1
+    assert [one for one, _ in told] == examples[:1]
+    with pytest.raises(DataError, match="chat template refuses this chat: odd"):
+        trainee.encode(examples)
 
 
 def test_a_context_shorter_than_max_length_is_used_and_told(model_folder, recipe, text, caplog):

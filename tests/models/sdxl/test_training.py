@@ -20,6 +20,7 @@ from acmsao_cli.data.randomness import Draw
 from acmsao_cli.models.base import Batch
 from acmsao_cli.models.lora import ADAPTER, adapted_layers
 from acmsao_cli.models.quiet import quiet_libraries
+from acmsao_cli.models.sdxl import encode
 from acmsao_cli.models.sdxl.encode import pixels
 from acmsao_cli.models.sdxl.family import FAMILY
 from acmsao_cli.models.sdxl.trainee import SdxlTrainee
@@ -302,6 +303,23 @@ def test_progress_ends_at_its_total(micro: Path, recipe_for: RecipeFor) -> None:
     opened(recipe_for(micro)).encode(examples(), lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_a_picture_of_which_the_vae_makes_no_numbers_is_told_and_left_out(
+    micro: Path, recipe_for: RecipeFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior, made = encode.posterior, []
+
+    def second_is_infinite(vae: Any, image: Any) -> encode.Posterior:
+        made.append(posterior(vae, image))
+        return made[-1] if len(made) != 2 else replace(made[-1], deviation=made[-1].mean / 0)
+
+    monkeypatch.setattr(encode, "posterior", second_is_infinite)
+    told: list[str] = []
+    trainee = opened(recipe_for(micro))
+    items = trainee.encode(examples(), unusable=lambda one, error: told.append(error.message))
+    assert [item.caption for item in items] == ["red round", "blue round"]
+    assert told == ["the VAE makes numbers that are not finite of b.png"]
 
 
 @pytest.mark.parametrize("text_encoders", [False, True])
