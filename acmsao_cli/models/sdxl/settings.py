@@ -16,7 +16,7 @@ import transformers
 from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from acmsao_cli.errors import ModelError
-from acmsao_cli.models.locate import read_json
+from acmsao_cli.models.locate import read_json, require_plain_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.components import (
     CLASSES,
@@ -25,11 +25,14 @@ from acmsao_cli.models.sdxl.components import (
     Config,
     check_fit,
     check_layers,
+    check_scheduler,
     library_class,
 )
 
 INDEX = "model_index.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+# All that the libraries read of a folder.
+FILES = (INDEX, "*/*.json", "*/*.txt", "*/*.safetensors")
 SETTING = re.compile(
     r"model_index\.json"
     r"|(unet|vae|text_encoder|text_encoder_2)/config\.json"
@@ -51,6 +54,7 @@ class Settings:
 
 def read_settings(path: Path) -> Settings:
     """Those of the diffusers folder at `path`. Raises ModelError unless it is a whole SDXL's."""
+    require_plain_files(path, FILES)
     index = _read_index(path)
     configs = {component: _component_config(path, component) for component in CLASSES}
     check_fit(configs, path)
@@ -61,9 +65,11 @@ def read_settings(path: Path) -> Settings:
                 f"{path}: a tokenizer has {len(tokenizer)} tokens, but {component} knows "
                 f"{configs[component]['vocab_size']}"
             )
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    check_scheduler(scheduler, path / "scheduler" / "scheduler_config.json")
     return Settings(
         configs,
-        scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
+        scheduler=scheduler,
         force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
         tokenizer=first,
         tokenizer_2=second,
