@@ -252,6 +252,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sdxl: negative": ("sdxl", "unet/config.json", {"in_channels": -4}),
     "sdxl: no groups": ("sdxl", "unet/config.json", {"norm_num_groups": 0}),
     "sdxl: text for a number": ("sdxl", "vae/config.json", {"latent_channels": "four"}),
+    "sdxl: no scale": ("sdxl", "vae/config.json", {"scaling_factor": float("nan")}),
     "sdxl: wrong class": ("sdxl", "vae/config.json", {"_class_name": "AutoencoderTiny"}),
     "sdxl: another pipeline": ("sdxl", "model_index.json", {"_class_name": "FluxPipeline"}),
     "sdxl: list for a mapping": ("sdxl", "scheduler/scheduler_config.json", {"beta_start": [1]}),

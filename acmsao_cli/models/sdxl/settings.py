@@ -6,6 +6,7 @@ A diffusers folder holds them as small files; our single files carry those files
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -112,7 +113,12 @@ def _component_config(path: Path, component: str) -> Config:
     for name in ("block_out_channels", "in_channels"):
         if name not in config:
             raise ModelError(f"{file} lacks {name}")
-    return {"latent_channels": 4, **config} if component == "vae" else config
+    if component != "vae":
+        return config
+    scale = config.get("scaling_factor", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ModelError(f"{file}: scaling_factor is {scale!r}; a number above 0 is needed")
+    return {"latent_channels": 4, **config}
 
 
 def read_tokenizer(folder: Path, class_name: str) -> PreTrainedTokenizerBase:
