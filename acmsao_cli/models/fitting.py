@@ -77,9 +77,7 @@ def _sizes(stored: Iterable[int], wanted: Iterable[int]) -> str:
     return f"{list(stored)}, not {list(wanted)}"
 
 
-def rehearse(
-    kind: Any, config: Any, stored: Mapping[str, Tensor]
-) -> Mapping[str, Iterable[Any]]:
+def rehearse(kind: Any, config: Any, stored: Mapping[str, Tensor]) -> Mapping[str, Iterable[Any]]:
     """What transformers would report of loading `stored` into a model of this kind."""
     with quiet_libraries():
         _, report = kind.from_pretrained(

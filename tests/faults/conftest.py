@@ -15,7 +15,7 @@ from micro.shelf import lm, sdxl, shelf
 
 from acmsao_cli.models.sdxl.convert import export_model
 
-SECONDS = 20  # what hangs would hang for good; a machine under load takes its time
+SECONDS = 60  # what hangs would hang for good; a machine under load takes its time
 
 
 @pytest.fixture(autouse=True)

@@ -265,9 +265,7 @@ TEXTS: dict[str, tuple[bytes | str, str]] = {
 
 
 @pytest.mark.parametrize(("content", "says"), TEXTS.values(), ids=TEXTS)
-def test_a_bad_text_is_refused_by_its_line(
-    texts: Check, content: bytes | str, says: str
-) -> None:
+def test_a_bad_text_is_refused_by_its_line(texts: Check, content: bytes | str, says: str) -> None:
     refused(texts(content), 3, says)
 
 

@@ -214,9 +214,7 @@ def test_a_number_that_makes_no_sense_is_refused_with_its_key(
 
 
 @pytest.mark.parametrize("value", ["1e-4", "0.0001", "1.0e-4", "+1E-4", "1e-04"])
-def test_a_rate_may_be_written_as_numbers_are(
-    validate: Callable[..., Outcome], value: str
-) -> None:
+def test_a_rate_may_be_written_as_numbers_are(validate: Callable[..., Outcome], value: str) -> None:
     done = validate(RECIPE, "--json", "-s", f"optimizer.lr={value}")
     assert json.loads(done.out)["values"]["optimizer"]["lr"] == 1e-4
 

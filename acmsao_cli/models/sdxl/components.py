@@ -120,7 +120,7 @@ def check_scheduler(config: Config, place: Path) -> None:
         kept = noise_schedule(config).alphas_cumprod
     except Exception as error:  # the libraries check configurations only by failing somewhere
         raise ModelError(f"{place} does not describe a scheduler: {error}") from error
-    if not bool(((0 <= kept) & (kept <= 1)).all()):
+    if not bool(((kept >= 0) & (kept <= 1)).all()):
         raise ModelError(f"{place} describes noise outside of 0 to 1")
 
 
