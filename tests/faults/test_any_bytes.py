@@ -25,7 +25,7 @@ from acmsao_cli.errors import AcmsaoError, CheckpointError, ConfigError, DataErr
 from acmsao_cli.models.safetensors_header import read_header
 
 SECONDS = 2.0
-FEW, MANY = 100, 5000
+FEW, MANY = 100, 3000
 
 # Where (a share of the length), what becomes of it, and how many bytes.
 Edit: TypeAlias = tuple[float, str, bytes]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Acmsao, refused
+from command_line import UNSEEN, Acmsao, refused
 from faults.conftest import Spoilt
 from safetensors.torch import load_file, save_file
 
@@ -78,8 +78,22 @@ UNSOUND: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "length 2^63": (lambda good: (2**63).to_bytes(8, "little") + b"{}" + good, "does not fit in"),
     "99 MB claimed": (claiming_99_mb, "a header of 99000000 bytes does not fit"),
     "many tiny tensors": (many_tiny, "it lists 200000 tensors; at most 100000"),
+    "40 MB of header": (
+        lambda good: framed(b"{" + b" " * 40_000_000 + b"}"),
+        "its header has 40000002 bytes; at most 33554432",
+    ),
     "overlap": (tensors(bytes(8), a=entry(0, 8, 2), b=entry(4, 8, 1)), "overlap others or leave"),
     "hole": (tensors(bytes(12), a=entry(0, 4, 1), b=entry(8, 12, 1)), "overlap others or leave"),
+    "9 bytes": (lambda good: good[:9], "only 9 bytes"),
+    "a list": (lambda good: framed(b"[1, 2]"), "its header is not a table of tensors"),
+    "metadata not text": (
+        lambda good: framed(b'{"__metadata__": {"a": 1}}'),
+        "its metadata are not texts",
+    ),
+    "unknown dtype": (tensors(bytes(4), a=entry(0, 4, 1, dtype="F7")), "the unknown dtype 'F7'"),
+    "no offsets": (tensors(bytes(4), a={"dtype": "F32", "shape": [1]}), "'a' is malformed"),
+    "bytes that follow": (tensors(bytes(5), a=entry(0, 4, 1)), "1 bytes follow its last tensor"),
+    "zipped pickle": (lambda good: b"PK\x03\x04" + bytes(100), "a pickled PyTorch file"),
     "negative": (tensors(bytes(4), a=entry(-4, 0, 1)), "the entry of 'a' is malformed"),
     "negative shape": (tensors(bytes(4), a=entry(0, 4, -1)), "the entry of 'a' is malformed"),
     "endless shape": (tensors(bytes(4), a=entry(0, 4, *[2**62] * 4000)), "differ"),
@@ -396,6 +410,57 @@ def test_shards_that_are_not_there_or_not_theirs_are_refused(
     shard(place, *SHARDS)
     spoil(place)
     refused(train("lm"), 3, says)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "gone.safetensors"])
+def test_nor_are_they_in_a_pipeline(train: Callable[..., Any], copied: Spoilt, name: str) -> None:
+    file = copied("sdxl") / WEIGHTS["sdxl"]
+    (file.parent.parent.parent / "secret.safetensors").write_bytes(file.read_bytes())
+    weight_map = dict.fromkeys(load_file(file), name)
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    file.unlink()
+    refused(train("sdxl"), 3, "index.json names", name)
+
+
+# What is not there, and names
+
+
+@pytest.mark.parametrize(
+    "source", ["./nowhere", "no-such/model", "builtin:nothing", "./a.safetensors", "~nobody/x", "/"]
+)
+def test_a_model_that_is_not_there_leaves_no_run(
+    acmsao: Acmsao, lm: Path, sdxl: Path, source: str
+) -> None:
+    for recipe in (lm, sdxl):
+        refused(acmsao("train", str(recipe), "-s", f"model.source={source}"), 3, source[-2:])
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("config", ["./nowhere", "./empty", "./pipe"])
+def test_nor_does_what_describes_a_file_and_does_not(
+    train: Callable[..., Any], copied: Spoilt, config: str
+) -> None:
+    copied("single")
+    Path("empty").mkdir()
+    os.mkfifo("pipe")
+    refused(train("single", "-s", f"model.config={config}"), 3, "model.config", config[2:])
+
+
+def test_names_of_models_and_runs_do_not_drive_the_terminal(
+    acmsao: Acmsao, lm: Path, shelf: Path
+) -> None:
+    name = "\x1b[2J\x07evil"
+    shutil.copytree(shelf / "lm", name)
+    recipe = Path(lm).rename(f"{name}.yaml")
+    quoted = json.dumps(f"./{name}")
+    words = ("train", f"./{recipe.name}", "-s", f"model.source={quoted}", "--dry-run")
+    for options in (("-o", f"{name}-out"), ()):
+        outcome = acmsao(*words, *options)
+        assert outcome.code == 0, outcome.err
+        assert "evil" in outcome.out
+        assert not UNSEEN.search(outcome.out + outcome.err), ascii(outcome.out)
+    Path(name, "config.json").write_text("{")
+    refused(acmsao(*words), 3, "evil")
 
 
 # Code

@@ -268,17 +268,7 @@ def test_what_cannot_be_had_here_is_refused(
     refused(acmsao("train", str(lm), "--dry-run", "-s", setting), code, "help: ")
 
 
-@pytest.mark.parametrize(
-    ("setting", "code"),
-    [
-        (f"training.batch_size={2**16}", 8),
-        (f"training.accumulation={2**31 - 1}", 0),
-        (f"training.steps={2**31 - 1}", 0),
-        (f"data.max_length={2**31 - 1}", 0),
-    ],
-)
-def test_numbers_that_nobody_has_time_for_are_planned(
-    acmsao: Acmsao, lm: Path, setting: str, code: int
-) -> None:
-    outcome = acmsao("plan", str(lm), "-s", setting, "-s", "memory.budget_gib=8")
-    assert outcome.code == code, outcome.err
+@pytest.mark.parametrize("key", ["training.accumulation", "training.steps", "data.max_length"])
+def test_numbers_that_nobody_has_time_for_are_planned(acmsao: Acmsao, lm: Path, key: str) -> None:
+    outcome = acmsao("plan", str(lm), "-s", f"{key}={2**31 - 1}")
+    assert outcome.code == 0, outcome.err
