@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,51 @@ def test_one_picture_is_enough(acmsao: Acmsao, sdxl: Path, folder: Path) -> None
     done = acmsao("train", str(sdxl), *options, *few, "-o", "out")
     assert done.code == 0, done.err
     assert json.loads(Path("out/summary.json").read_text())["steps"] == 2
+
+
+# Saved data sets
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two pictures that the `datasets` library saved."""
+    import datasets
+
+    place = tmp_path_factory.mktemp("saved") / "set"
+    images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    table = datasets.Dataset.from_dict({"image": images, "text": ["red", "blue"]})
+    table.cast_column("image", datasets.Image()).save_to_disk(str(place))
+    return place
+
+
+def piped(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def endless(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+def elsewhere(file: Path) -> None:
+    """The table lies outside of the folder, and the list of tables says so."""
+    table = file.parent / "data-00000-of-00001.arrow"
+    table.rename(file.parent.parent / "secret.arrow")
+    state = file.parent / "state.json"
+    state.write_text(state.read_text().replace(table.name, "../secret.arrow"))
+
+
+@pytest.mark.parametrize("spoil", [piped, endless, cut, elsewhere, Path.unlink])
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
+def test_a_saved_data_set_that_is_spoilt_is_refused(
+    pictures: Check, folder: Path, saved: Path, name: str, spoil: Callable[[Path], None]
+) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(saved, folder)
+    spoil(folder / name)
+    refused(pictures(), 3, "data")
