@@ -7,7 +7,7 @@ AcmsaoError                     1   unexpected fault
 │   ├── ModelError              3
 │   └── DataError               3
 ├── RunLockedError              4   the run folder is in use
-├── CheckpointError             5   checkpoint unusable, or the recipe changed under it
+├── CheckpointError             5   checkpoint unusable, or not of this recipe, model or data
 ├── OutputError                 6   disk full, read-only, or an export that does not load back
 ├── DivergedError               7   loss or weights are no longer finite
 ├── DoesNotFitError             8   planned or real memory exceeds what there is
@@ -68,7 +68,7 @@ class RunLockedError(AcmsaoError):
 
 
 class CheckpointError(AcmsaoError):
-    """A checkpoint that is damaged, or does not belong to this recipe."""
+    """A checkpoint that is damaged, or not of this recipe, model or data."""
 
     exit_code = 5
 

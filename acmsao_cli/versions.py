@@ -9,7 +9,7 @@ from acmsao_cli import __version__
 
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"),
-    *("bitsandbytes", "pydantic", "typer"),
+    *("bitsandbytes", "tokenizers", "pillow", "pydantic", "typer"),
 )
 
 

@@ -87,7 +87,7 @@ def reference_tokens() -> tuple[Tensor, Tensor]:
     """Token ids of the two texts, int64 (n,)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(builtin.FOLDER / "tiny-llm")
+    tokenizer = AutoTokenizer.from_pretrained(builtin.FOLDER / "tiny-llm", trust_remote_code=False)
     shown, held_out = (
         torch.tensor(tokenizer(text, verbose=False)["input_ids"]) for text in reference_texts()
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from acmsao_cli.privacy import private
 from acmsao_cli.versions import installed_version, versions
 
 
@@ -28,7 +29,7 @@ def provenance(what: str, program: str, *libraries: str) -> dict[str, Any]:
 def command(program: str) -> str:
     """The command line of `program`, paths of this machine by their last names."""
     told = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return f"{program} {shlex.join(told)}".rstrip()
+    return private(f"{program} {shlex.join(told)}".rstrip())
 
 
 def machine() -> dict[str, Any]:

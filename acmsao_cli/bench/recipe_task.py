@@ -13,13 +13,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from acmsao_cli import identity
 from acmsao_cli.bench.opened import Opened, evaluated
 from acmsao_cli.bench.tasks import Task
 from acmsao_cli.config.recipe import RunConfig
+from acmsao_cli.data.manifest import manifest
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.data.reading import read, require
 from acmsao_cli.data.stream import Pick, Stream, check_batch_size
-from acmsao_cli.engine.assemble import count_steps, fingerprint
+from acmsao_cli.engine.assemble import count_steps
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models import catalog
@@ -46,7 +48,7 @@ def recipe_task(config: RunConfig) -> Task:
         f"loss of {len(examples[::TENTH])} held-out examples",
         count_steps(config, -(-shown // recipe.training.batch_size)),
         partial(open_recipe, config),
-        digest(config, fingerprint(examples)),
+        digest(config, identity.digest(manifest(examples))),
     )
 
 

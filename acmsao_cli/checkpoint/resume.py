@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ WEIGHTS = "weights"
 OPTIMIZER = "optimizer"
 
 # These may differ between the run that saved and the run that continues: they do not change what a
-# step computes. Everything else would silently make it another run.
+# step computes. Everything else would silently make it another run. Model and data are compared by
+# content (`engine.continuation`), wherever they lie.
 FREE_TO_CHANGE = (
     "about",
+    "model.source",
+    "model.revision",
+    "model.config",
+    "data.source",
     "data.on_bad",
     "data.max_bad",
     "training.steps",
@@ -71,22 +77,47 @@ def describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A setting, by its dotted path, that is not what it was."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        """In a recipe's words."""
+        return f"{self.key}: {spoken(self.before)} -> {spoken(self.now)}"
+
+
+def recipe_changes(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> tuple[list[Changed], list[Changed]]:
+    """The settings that differ: those that may, and those that make it another run."""
+    before, now = flatten(saved), flatten(wanted)
+    changed = [
+        Changed(key, before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    free = [one for one in changed if may_differ(one.key, one.before, one.now)]
+    return free, [one for one in changed if one not in free]
+
+
 def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """The settings that differ and may; raises CheckpointError naming those that may not."""
-    before, now = flatten(saved), flatten(wanted)
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    free = [key for key in changed if may_differ(key, before.get(key), now.get(key))]
-    if refused := [key for key in changed if key not in free]:
+    free, refused = recipe_changes(saved, wanted)
+    if refused:
         lines = [
-            f"  {key}: {spoken(before.get(key))} in the run, {spoken(now.get(key))} now"
-            for key in refused
+            f"  {one.key}: {spoken(one.before)} in the run, {spoken(one.now)} now"
+            for one in refused
         ]
         raise CheckpointError(
             "the recipe differs from the run that would be continued\n" + "\n".join(lines),
-            hint="put the values back, or start a new run: another --output, or --resume never "
-            "without one",
+            hint="put the values back, go on with the new ones by --allow-changed recipe, or start "
+            "a new run: another --output, or --resume never without one",
         )
-    return [f"{key}: {spoken(before.get(key))} -> {spoken(now.get(key))}" for key in free]
+    return [str(one) for one in free]
 
 
 def may_differ(key: str, before: Any, now: Any) -> bool:

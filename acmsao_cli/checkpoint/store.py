@@ -20,14 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from acmsao_cli.errors import CheckpointError
-from acmsao_cli.writing import flush_folder, flushed, require_space, writing
+from acmsao_cli.identity import sha256
+from acmsao_cli.models.safetensors_writer import write_tensors
+from acmsao_cli.writing import HashedFile, flush_folder, flushed, own_folder, require_space, writing
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+# In the manifest: a hash of all else in it.
+SEAL = "sha256"
 NAME = re.compile(r"step-(\d{8})")
 # Beside the place of a checkpoint that is being replaced: what was there.
 FORMER = ".former.tmp"
@@ -50,31 +54,39 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from None
 
 
+# In a checkpoint's header: by how little it lost to the others, if that was measured.
+LOSS = "loss"
+
+
 @dataclass(frozen=True)
 class CheckpointStore:
-    """The checkpoints of one run; the newest `keep` are kept."""
+    """The checkpoints of one run; the newest `keep` are kept.
+
+    With `keep_best`, so is the one whose header says the lowest loss.
+    """
 
     folder: Path
     keep: int
+    keep_best: bool = False
 
     def save(
         self, step: int, files: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]
     ) -> Path:
-        """Write a checkpoint, make it visible at once, then remove the oldest above `keep`."""
+        """Write a checkpoint, make it visible at once, then remove the oldest above `keep`.
+
+        When this returns it is on the disk. Raises OutputError, and nothing has changed.
+        """
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{target.name}.tmp"
-        nbytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
-        require_space(self.folder, nbytes, "the checkpoint")
+        require_space(self.folder, num_bytes(files), "the checkpoint")
         with writing(self.folder), self._cleared(temporary):
-            for name, tensors in files.items():
-                contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                save_file(contiguous, temporary / f"{name}.safetensors")
             entries = {
-                file.name: {"bytes": file.stat().st_size, "sha256": sha256(flushed(file))}
-                for file in sorted(temporary.iterdir())
+                f"{name}.safetensors": write_file(temporary / f"{name}.safetensors", tensors)
+                for name, tensors in files.items()
             }
             manifest = {"format": FORMAT, "step": step, "files": entries, "header": dict(header)}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            sealed = json.dumps({**manifest, SEAL: seal_of(manifest)}, indent=1)
+            (temporary / MANIFEST).write_text(sealed, encoding="utf-8")
             flushed(temporary / MANIFEST)
             flush_folder(temporary)
             self._put_in_place(temporary, target)
@@ -86,7 +98,8 @@ class CheckpointStore:
     def _cleared(self, temporary: Path) -> Iterator[None]:
         """An empty folder to build in; nothing of it is left, whatever happens."""
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        own_folder(self.folder)
+        temporary.mkdir()
         try:
             yield
         finally:
@@ -108,10 +121,26 @@ class CheckpointStore:
         found = (step_of(entry) for entry in self.folder.iterdir())
         return sorted(step for step in found if step is not None)
 
+    def best(self) -> tuple[int, float] | None:
+        """The step and the loss of the checkpoint that says the lowest; of equals, the newest."""
+        found = [(step, self._loss(step)) for step in self.steps()]
+        told = [(step, loss) for step, loss in found if loss is not None]
+        return min(told, key=lambda one: (one[1], -one[0]), default=None)
+
+    def _loss(self, step: int) -> float | None:
+        """What a checkpoint's header says, if it can be read."""
+        try:
+            manifest = json.loads((self.folder / f"step-{step:08d}" / MANIFEST).read_bytes())
+            return float(manifest["header"][LOSS])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def _prune(self) -> None:
-        """Remove all but the newest `keep`."""
+        """Remove all but the newest `keep`, and the best."""
+        best = self.best() if self.keep_best else None
         for step in self.steps()[: -self.keep]:
-            self._remove(step)
+            if best is None or step != best[0]:
+                self._remove(step)
 
     def discard_after(self, step: int) -> None:
         """Remove checkpoints newer than `step`: the run went back, and goes on from here."""
@@ -135,6 +164,20 @@ class CheckpointStore:
                 os.replace(former, target)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def num_bytes(files: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Of all tensors."""
+    return sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+
+
+def write_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a file of tensors, on the disk when this returns; its entry in the manifest."""
+    with file.open("xb") as stream:
+        hashed = HashedFile(stream)
+        write_tensors(hashed, tensors)
+    flushed(file)
+    return {"bytes": hashed.num_bytes, "sha256": hashed.digest}
 
 
 def step_of(path: Path) -> int | None:
@@ -170,24 +213,32 @@ def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the checkpoint at `path`: every file present, of its size and hash."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, step, header = manifest["format"], int(manifest["step"]), manifest["header"]
-        entries = {str(name): dict(entry) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
+    file = path / MANIFEST
+    if not file.is_file():
         raise CheckpointError(
             f"{path} is not a checkpoint: it has no {MANIFEST}",
             hint="name a folder like RUN/checkpoints/step-00000200",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path / MANIFEST} cannot be read: {error}") from None
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version, seal = manifest["format"], manifest.pop(SEAL, None)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {file} cannot be read: {error}", hint=OLDER) from None
     if version != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} has format {version}; this version of acmsao reads {FORMAT}"
         )
-    for name, entry in entries.items():
+    if seal != seal_of(manifest):
+        raise CheckpointError(f"checkpoint file {file} was changed or damaged", hint=OLDER)
+    for name, entry in manifest["files"].items():
         check_file(path / name, entry)
-    return Checkpoint(path, step, header)
+    return Checkpoint(path, manifest["step"], manifest["header"])
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """A hash of what a manifest says, as it comes back when it is read."""
+    read_back = json.loads(json.dumps(manifest))
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 def check_file(file: Path, entry: Mapping[str, Any]) -> None:
@@ -204,9 +255,3 @@ def check_file(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 OLDER = "resume from an older one: --resume RUN/checkpoints/step-NNNNNNNN; or --resume never"
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,22 +23,26 @@ from acmsao_cli.cli import (
     plan,
     presets,
     recipes,
+    resume,
     schema,
     train,
     validate,
 )
-from acmsao_cli.cli.console import print_error
+from acmsao_cli.cli.console import error_event, print_error, print_json
 from acmsao_cli.cli.fault import write_report
+from acmsao_cli.cli.outlet import lead_nowhere, open_what_is_closed
 from acmsao_cli.errors import AcmsaoError, ConfigError, OutputError
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # 128 + SIGINT
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 PIPE_CLOSED = 141  # 128 + SIGPIPE: what a program in C would have ended with
 
 # In the order of `acmsao --help`: a function is a command, an app is a group of commands. They
 # import what they need when they run: pydantic alone would take help half of its time.
 COMMANDS: tuple[tuple[str, Callable[..., None] | typer.Typer], ...] = (
     ("train", train.train),
+    ("resume", resume.resume),
     ("plan", plan.plan),
     ("validate", validate.validate),
     ("recipes", recipes.app),
@@ -98,8 +103,10 @@ def program(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; errors go to stderr, and with --json to stdout as well."""
     argv = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    open_what_is_closed()
     try:
-        code = _run(argv)
+        with ended_by_signals():
+            code = _run(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -127,8 +134,12 @@ def _run(argv: list[str]) -> int:
 
 
 def _tell(error: AcmsaoError, argv: Sequence[str]) -> int:
-    with suppress(OSError):  # nobody reads us, or the disk of the log is full: the code still tells
-        print_error(error, as_json="--json" in argv)
+    # Nobody may read us, or the disk of a log be full: the code still tells.
+    if "--json" in argv:
+        with suppress(OSError):
+            print_json(error_event(error))
+    with suppress(OSError):
+        print_error(error)
     return error.exit_code
 
 
@@ -155,9 +166,25 @@ def _unforeseen(error: Exception, argv: Sequence[str]) -> AcmsaoError:
     return AcmsaoError(f"unexpected fault: {what}", hint=f"this is a bug; details are in {path}")
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end the process at once with the code that shells give them.
+
+    A run that can save something has handlers of its own meanwhile. What is ignored stays so.
+    """
+    ended = [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ended:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    try:
+        yield
+    finally:
+        for number in ended:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _leave_stdout_quietly() -> None:
     """Keep the interpreter from complaining when its last flush finds nobody there."""
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout)

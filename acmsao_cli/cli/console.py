@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from acmsao_cli.errors import AcmsaoError
+from acmsao_cli.privacy import private, private_values
 
 # What could move a terminal's cursor or turn its text around, when a file name or a key is echoed.
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -18,15 +19,13 @@ UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e
 WIDEST, NARROWEST = 120, 30
 
 
-def print_error(error: AcmsaoError, *, as_json: bool = False) -> None:
-    """Say on stderr what went wrong and how to mend it; for a program also as a line on stdout."""
+def print_error(error: AcmsaoError) -> None:
+    """Say on stderr what went wrong and how to mend it."""
     first, *rest = error.message.splitlines() or [type(error).__name__]
     lines = [f"error: {first}", *rest]
     if error.hint:
         opening, *more = error.hint.splitlines()
         lines += [f"  help: {opening}", *(f"    {line.strip()}" for line in more)]
-    if as_json:
-        print_json(error_event(error))
     print(safe("\n".join(lines)), file=sys.stderr, flush=True)
 
 
@@ -42,7 +41,7 @@ def error_event(error: AcmsaoError) -> dict[str, Any]:
 
 def print_json(event: Any) -> None:
     """Print one line for a program."""
-    print(json.dumps(event), flush=True)
+    print(json.dumps(private_values(event)), flush=True)
 
 
 def print_table(rows: Iterable[Sequence[str]], *, indent: int = 0, wrap: bool = False) -> None:
@@ -84,5 +83,5 @@ def terminal_width() -> int:
 
 
 def safe(text: str) -> str:
-    """Return text in which control characters are seen rather than obeyed."""
-    return UNSAFE.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    """Return private text in which control characters are seen rather than obeyed."""
+    return UNSAFE.sub(lambda found: f"\\x{ord(found.group()):02x}", private(text))

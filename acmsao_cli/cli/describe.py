@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acmsao_cli import builtin
 from acmsao_cli.config.parts import called
 from acmsao_cli.engine.events import Finished, Started
 from acmsao_cli.engine.report import human_bytes, human_count, joined
+from acmsao_cli.privacy import HOME
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import Recipe
@@ -125,4 +127,12 @@ def next_command(event: Finished) -> str:
     if builtin.name_in(str(summary.get("model", ""))) is not None:
         recipe = "sdxl-lora" if summary.get("family") == "sdxl" else "llm-lora"
         return f"acmsao recipes copy {recipe} my-{recipe}.yaml"
-    return f"ls {shlex.quote(str(event.folder / 'final'))}"
+    return f"ls {quoted(event.folder / 'final')}"
+
+
+def quoted(path: Path) -> str:
+    """The path for a shell, which knows `~` only where it is not quoted."""
+    home, slash, rest = str(path).partition("/")
+    if home == HOME and slash:
+        return f"{HOME}/{shlex.quote(rest)}"
+    return shlex.quote(str(path))

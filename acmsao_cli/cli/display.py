@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,18 +18,21 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from acmsao_cli.cli.console import safe
+from acmsao_cli.cli.outlet import outlet
 from acmsao_cli.engine.events import (
     Event,
     Finished,
     Listener,
     MemoryMeasured,
     Notice,
+    Replayed,
     Saved,
     Started,
     StepDone,
     Working,
 )
 from acmsao_cli.engine.report import human_bytes
+from acmsao_cli.privacy import private_values
 
 # A log without a terminal gets a line at most this often.
 SECONDS_BETWEEN_LINES = 10.0
@@ -73,12 +76,22 @@ def warnings_as_notices(listener: Listener) -> Iterator[None]:
         logger.propagate = propagates
 
 
-def json_lines(stream: TextIO) -> Listener:
+def kept_private(listener: Listener) -> Listener:
+    """A listener that is told neither secrets nor where the home folder is."""
+
+    def tell(event: Event) -> None:
+        told = {f.name: private_values(getattr(event, f.name)) for f in dataclasses.fields(event)}
+        listener(type(event)(**told))
+
+    return tell
+
+
+def json_lines(stream: IO[str]) -> Listener:
     """Each event as one JSON object on a line: {"event": "step", ...}.
 
     Progress of work that is not a step is told at its start, at its end, and once a second.
     """
-    said_at = 0.0
+    said_at, out = 0.0, outlet(stream)
 
     def tell(event: Event) -> None:
         nonlocal said_at
@@ -86,8 +99,8 @@ def json_lines(stream: TextIO) -> Listener:
             if time.monotonic() - said_at < 1:
                 return
             said_at = time.monotonic()
-        stream.write(json.dumps(event_as_dict(event)) + "\n")
-        stream.flush()
+        out.write(json.dumps(event_as_dict(event)) + "\n")
+        out.flush()
 
     return tell
 
@@ -97,6 +110,7 @@ EVENT_NAMES = {
     Working: "working",
     StepDone: "step",
     MemoryMeasured: "memory",
+    Replayed: "replayed",
     Saved: "saved",
     Notice: "notice",
     Finished: "finished",
@@ -149,6 +163,13 @@ def memory_line(event: MemoryMeasured) -> str:
         f"{human_bytes(event.measured_bytes)} measured ({off})"
         + (f", {human_bytes(reserved)} reserved" if reserved is not None else "")
     )
+
+
+def replayed_line(event: Replayed) -> str:
+    """A step that was taken again, and how it came out."""
+    loss = "left out" if event.loss is None else f"loss {event.loss:.6f}"
+    compared = ", all weights and state with it" if event.weights_compared else ""
+    return f"step {event.step}  {loss}  {'the same' if event.same else 'DIFFERENT'}{compared}"
 
 
 def pace_words(seconds_per_step: float) -> str:
@@ -212,6 +233,8 @@ class Display:
                 self.show_step(event)
             case MemoryMeasured():
                 self.console.print(memory_line(event), markup=False, soft_wrap=True)
+            case Replayed():
+                self.console.print(replayed_line(event), markup=False, soft_wrap=True)
             case Saved(kind="checkpoint"):
                 if not self.live:
                     self.console.print(shown(f"saved {event.path}"), soft_wrap=True)
@@ -292,15 +315,7 @@ def end_facts(event: Finished) -> dict[str, str]:
     return facts
 
 
-class PipedConsole(Console):
-    """A console whose closed pipe is answered where all errors are, not by an exit of its own."""
-
-    def on_broken_pipe(self) -> None:
-        """Nobody reads any more."""
-        raise BrokenPipeError
-
-
 def open_console(*, to_stderr: bool) -> Console:
     """A console on stdout, or on stderr where stdout belongs to machine-readable lines."""
-    file = None if to_stderr else sys.stdout
-    return PipedConsole(stderr=to_stderr, highlight=False, file=file)
+    file = outlet(sys.stderr if to_stderr else sys.stdout)
+    return Console(highlight=False, file=cast(IO[str], file))

@@ -11,13 +11,15 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from acmsao_cli.privacy import private
 from acmsao_cli.versions import versions
 
 
 def write_report(error: BaseException, argv: Sequence[str]) -> Path | None:
     """Write the traceback here, or among temporary files; return None where neither can be done.
 
-    Neither the environment nor local variables are in it: both hold what people keep to themselves.
+    Neither the environment nor local variables are in it, nor tokens and the home folder's path:
+    they are what people keep to themselves.
     """
     text = "\n".join(
         [
@@ -33,7 +35,7 @@ def write_report(error: BaseException, argv: Sequence[str]) -> Path | None:
         try:
             path = folder() / name
             with open(path, "x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+                file.write(private(text))
             return path
         except OSError:
             continue

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from acmsao_cli.identity import Kind
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or path of a YAML file.")
 ]
@@ -18,6 +20,10 @@ PresetOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one value; may be repeated."),
+]
+AllowChangedOption = Annotated[
+    list[Kind] | None,
+    typer.Option(metavar="|".join(Kind), help="Go on although this has changed; may be repeated."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="JSON lines on stdout; text for people goes to stderr.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from acmsao_cli.config.optimizer import DEFAULT_RULE
 from acmsao_cli.config.preset import load_preset
 from acmsao_cli.config.problems import Problem, refuse
 from acmsao_cli.config.reading import Document, describe, read_file, read_value
-from acmsao_cli.config.recipe import DEFAULT, FAMILIES, LAYERS, Origin, RunConfig
+from acmsao_cli.config.recipe import DEFAULT, FAMILIES, LAYERS, PATHS, Origin, RunConfig
 from acmsao_cli.config.recommended import finds_rate
 from acmsao_cli.config.rules import broken_rules
 from acmsao_cli.config.schema import METHODS, OPTIMIZER, every_leaf, outline, with_options
 from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
+from acmsao_cli.privacy import holds_secret, private
 
-PATHS = ("model.source", "model.config", "data.source")
 # Asks for no preset, where one would be chosen.
 NO_PRESET = "none"
 SETTING = re.compile(r"\w+(?:\.\w+)*")
@@ -67,6 +68,7 @@ def resolve(request: Request) -> RunConfig:
     written_values, written_origins = overlay(layers, [leaves for leaves, _ in flat])
     values, origins, refused = in_our_words(written_values, written_origins)
     refused += own_rate(values, origins)
+    refused += kept_secrets(values, origins)
     problems = [*(problem for _, found in flat for problem in found), *refused]
     known = with_options(known, str(values.get(_path("name"), DEFAULT_RULE)))
 
@@ -87,10 +89,11 @@ def read_setting(text: str) -> Layer:
     """Read one `key=value`; the value is YAML: `[a, b]`, `{a: 1}`, `null`, `1e-4` mean that."""
     key, equals, value = text.partition("=")
     key = key.strip()
-    place = f"--set {text}"
+    place = f"--set {private(text)}"
     if not equals or not SETTING.fullmatch(key):
         raise ConfigError(
-            f"--set takes key=value, found `{text}`", hint="for example --set optimizer.lr=1e-4"
+            f"--set takes key=value, found `{text}`",
+            hint="for example --set optimizer.lr=1e-4",
         )
     if COMMENT.search(value) and not value.lstrip().startswith(QUOTES):
         raise ConfigError(
@@ -234,6 +237,15 @@ def own_rate(values: dict[str, Any], origins: dict[str, Origin]) -> list[Problem
         return []
     message = f"`{rate}` is {values[rate]}, but `{finder}` finds the rate itself and multiplies it"
     return [Problem(message, origins[rate].place, f"say it for {finder}: --set {rate}=1")]
+
+
+def kept_secrets(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Iterator[Problem]:
+    """Refuse access tokens and passwords: a run keeps its recipe, and files tell of it."""
+    for path, value in values.items():
+        if holds_secret(json.dumps(value, default=str, ensure_ascii=False)):
+            message = f"`{path}` has an access token or a password in it"
+            hint = "take it out; `hf auth login`, or HF_TOKEN in the environment, opens the hub"
+            yield Problem(message, origins[path].place, hint)
 
 
 def _path(key: str) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from acmsao_cli.config.suggest import closest
 from acmsao_cli.errors import ConfigError
+from acmsao_cli.privacy import at_home
 
 Kind = Literal["recipe", "preset"]
 
@@ -26,10 +27,10 @@ class Located:
 
     @property
     def shown(self) -> str:
-        """The path as errors name it: short where it lies under the current folder."""
+        """The path as errors and run.yaml name it: short below the current or the home folder."""
         path = Path(os.path.abspath(self.path))
         here = Path.cwd()
-        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+        return str(path.relative_to(here)) if path.is_relative_to(here) else at_home(str(path))
 
 
 def shipped_folder(kind: Kind) -> Path:

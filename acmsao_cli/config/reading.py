@@ -30,6 +30,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from acmsao_cli.errors import ConfigError
+from acmsao_cli.privacy import without_secrets
 
 MAX_BYTES = 128 * 1024  # about half a second to read; a recipe has a few thousand bytes
 MAX_DEPTH = 16
@@ -101,6 +102,7 @@ def resolve_scalar(text: str) -> Any:
 
 
 def _short(text: str, limit: int = 60) -> str:
+    text = without_secrets(text)  # a part of one would not be recognised later
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

@@ -8,8 +8,12 @@ from typing import Any
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.config.sdxl import SdxlRecipe
+from acmsao_cli.privacy import at_home
 
 Recipe = SdxlRecipe | CausalLmRecipe
+
+# Values that are paths, or may be one.
+PATHS = ("model.source", "model.config", "data.source")
 
 # The value of `model.family` decides which schema the rest is held to.
 FAMILIES: dict[str, type[SdxlRecipe] | type[CausalLmRecipe]] = {
@@ -59,8 +63,13 @@ class RunConfig:
     before: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they would stand in a YAML file."""
-        return self.recipe.model_dump(mode="json")
+        """Plain values, as they stand in run.yaml: paths below the home folder as `~/...`."""
+        values = self.recipe.model_dump(mode="json")
+        for path in PATHS:
+            section, _, key = path.partition(".")
+            if isinstance(value := values[section].get(key), str):
+                values[section][key] = at_home(value)
+        return values
 
     def with_data_format(self, found: str) -> RunConfig:
         """The run with `data.format: auto` decided by what was found at the source."""

@@ -168,6 +168,15 @@ class CheckpointSection(Section):
 
     every: Count = Field(200, description="steps between checkpoints; the last step always has one")
     keep: Count = Field(2, description="how many of the newest are kept")
+    keep_best: bool = Field(
+        False,
+        description="keep one more: that with the lowest mean loss of the `every` steps before it",
+    )
+    background: bool = Field(
+        True,
+        description="write beside the training, from a copy in the host's memory; where that would "
+        "take more than 40 % of what is free, the training waits",
+    )
 
 
 class OutputSection(Section):

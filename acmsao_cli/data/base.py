@@ -18,7 +18,8 @@ class ImageExample:
     """A captioned picture; `open` decodes it to RGB, upright, and raises DataError if it cannot.
 
     `size` is (height, width) as the header tells, where somebody has looked; `path` is its file, if
-    it is one.
+    it is one, else `encoded` gives its bytes. `name` is relative to the data set: wherever that
+    lies, it stays.
     """
 
     place: str
@@ -26,6 +27,8 @@ class ImageExample:
     open: Callable[[], Image.Image]
     size: tuple[int, int] | None = None
     path: Path | None = None
+    encoded: Callable[[], bytes] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,20 @@ class Message:
 
 @dataclass(frozen=True)
 class TextExample:
-    """A chat, or plain text: exactly one of `messages` and `text`."""
+    """A chat, or plain text: exactly one of `messages` and `text`; `name` as that of a picture."""
 
     place: str
     messages: tuple[Message, ...] | None = None
     text: str | None = None
+    name: str = ""
 
 
 Example = ImageExample | TextExample
+
+
+def name_of(example: Example) -> str:
+    """What tells an example from the others of its data set."""
+    return example.name or example.place
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ def system_turn(record: Record) -> list[Message]:
     return [Message("system", text_of(record.fields["system"], record.place, "system"))]
 
 
-def validated(place: str, messages: Sequence[Message]) -> TextExample:
+def validated(record: Record, messages: Sequence[Message]) -> TextExample:
     """The chat as an example. Raises DataError unless it ends with an answer and says something."""
+    place = record.place
     if not messages:
         raise DataError(f"{place}: the chat has no turns")
     if messages[-1].role != "assistant":
@@ -26,4 +27,4 @@ def validated(place: str, messages: Sequence[Message]) -> TextExample:
         raise DataError(f"{place}: a system turn must be the first, and the only one")
     if any(m.role == "assistant" and not m.content.strip() for m in messages):
         raise DataError(f"{place}: an answer is empty")
-    return TextExample(place, messages=tuple(messages))
+    return TextExample(place, messages=tuple(messages), name=record.name)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from acmsao_cli.data.base import Example, ImageExample, Problem
 from acmsao_cli.data.images import open_picture, probe
+from acmsao_cli.data.source import Source
 from acmsao_cli.errors import DataError
 
 MAX_CAPTION_BYTES = 64 * 1024
@@ -29,8 +30,11 @@ def caption_of(text: str, place: str) -> str:
     return caption
 
 
-def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]:
+def picture(
+    source: Source, file: PurePosixPath, place: str, caption: str
+) -> Iterator[Example | Problem]:
     """The example of a picture file, by its header; its pixels are first read by `open`."""
+    path = source.path(file)
     try:
         found = probe(path, place)
     except DataError as error:
@@ -38,6 +42,5 @@ def picture(path: Path, place: str, caption: str) -> Iterator[Example | Problem]
         return
     if found.animated:
         yield Problem(place, "has several frames; the first is used", severity="warning")
-    yield ImageExample(
-        place, caption, partial(open_picture, path, place), (found.height, found.width), path
-    )
+    opener = partial(open_picture, path, place)
+    yield ImageExample(place, caption, opener, (found.height, found.width), path, name=str(file))

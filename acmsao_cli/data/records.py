@@ -26,6 +26,16 @@ class Record:
     line: int
     fields: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """Where it stands in its data set."""
+        return line_name(self.file, self.line)
+
+
+def line_name(file: PurePosixPath, line: int) -> str:
+    """What an example is called that begins on this line."""
+    return f"{file}:{line}"
+
 
 def decode(data: bytes, place: str) -> str:
     """UTF-8 with or without a byte order mark. Raises DataError with the offset of a wrong byte."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
-from acmsao_cli.data.base import Example, ImageExample, Problem, Reading
+from acmsao_cli.data.base import Example, ImageExample, Problem, Reading, name_of
 from acmsao_cli.errors import DataError
-
-# By path: size in bytes and time of the last change, in nanoseconds.
-Stamps: TypeAlias = Mapping[str, list[int]]
+from acmsao_cli.identity import Manifest, stamp_at
 
 # Decoders let go of the interpreter, and a picture in memory may take 300 MB.
 THREADS: Final = min(4, os.cpu_count() or 1)
@@ -21,12 +18,12 @@ THREADS: Final = min(4, os.cpu_count() or 1)
 
 def decoded(
     reading: Reading,
-    seen: Stamps | None = None,
+    seen: Manifest | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reading:
     """The reading once every picture was decoded as for a training; broken ones are errors.
 
-    A file whose stamp is among those `seen` is not decoded again.
+    A file that has the stamp it was `seen` whole with is not decoded again.
     """
     unknown = [one for one in reading.examples if not _is_seen(one, seen or {})]
     broken: dict[int, Problem] = {}
@@ -43,27 +40,13 @@ def decoded(
     return replace(reading, examples=whole, problems=(*reading.problems, *broken.values()))
 
 
-def stamps(reading: Reading) -> dict[str, list[int]]:
-    """Those of the pictures that are files, to be passed to `decoded` another time."""
-    found = {}
-    for example in reading.examples:
-        if isinstance(example, ImageExample) and example.path is not None:
-            found[str(example.path)] = _stamp(example.path)
-    return found
-
-
-def _is_seen(example: Example, seen: Stamps) -> bool:
+def _is_seen(example: Example, seen: Manifest) -> bool:
     if not isinstance(example, ImageExample):
         return True
-    return example.path is not None and seen.get(str(example.path)) == _stamp(example.path)
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        found = path.stat()
-    except OSError:  # gone since it was found: decoding it will say so
-        return []
-    return [found.st_size, found.st_mtime_ns]
+    item = seen.get(name_of(example))
+    if example.path is None or item is None or not item.stamp:
+        return False
+    return item.stamp == stamp_at(example.path)
 
 
 def _problem(example: Example) -> Problem | None:

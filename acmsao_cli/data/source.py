@@ -13,6 +13,7 @@ from acmsao_cli import builtin
 from acmsao_cli.data.base import Problem
 from acmsao_cli.data.files import printable, reason
 from acmsao_cli.errors import DataError
+from acmsao_cli.privacy import at_home
 
 MAX_DEPTH = 16
 MAX_FILES = 1_000_000
@@ -22,7 +23,7 @@ MAX_FILES = 1_000_000
 class Source:
     """A data set on disk: `root` is its folder, `files` lie in it, sorted by name.
 
-    `name` is what the recipe calls it; a single file has its parent as root. Links are followed
+    `name` is what run.yaml calls it; a single file has its parent as root. Links are followed
     only where they stay inside the root.
     """
 
@@ -79,8 +80,8 @@ def locate(name: str) -> Source:
     except (OSError, RuntimeError, ValueError) as error:
         raise _missing(path, error) from error
     if resolved.is_dir():
-        return _walk(name, resolved)
-    return Source(name, resolved.parent, (PurePosixPath(resolved.name),), single=True)
+        return _walk(at_home(name), resolved)
+    return Source(at_home(name), resolved.parent, (PurePosixPath(resolved.name),), single=True)
 
 
 def _builtin(name: str) -> Path:

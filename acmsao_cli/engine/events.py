@@ -76,6 +76,19 @@ class MemoryMeasured:
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """A step was taken again: whether it came out as it was then, when its loss was `loss`.
+
+    `weights_compared`: there was a checkpoint to compare all weights and state with.
+    """
+
+    step: int
+    loss: float | None
+    same: bool
+    weights_compared: bool
+
+
+@dataclass(frozen=True)
 class Saved:
     """A checkpoint or sample file now exists."""
 
@@ -99,5 +112,5 @@ class Finished:
     summary: Mapping[str, Any]
 
 
-Event = Started | Working | StepDone | MemoryMeasured | Saved | Notice | Finished
+Event = Started | Working | StepDone | MemoryMeasured | Replayed | Saved | Notice | Finished
 Listener = Callable[[Event], None]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
-from acmsao_cli.errors import CheckpointError, ConfigError, OutputError, RunLockedError
-from acmsao_cli.writing import write_whole, writing
+from acmsao_cli.engine.lock import held
+from acmsao_cli.errors import CheckpointError, ConfigError
+from acmsao_cli.identity import Item, Manifest, as_json, from_json
+from acmsao_cli.privacy import private_values
+from acmsao_cli.writing import probe, refuse_link, write_whole, writing
 
 RUNS = Path("runs")
 SUMMARY = "summary.json"
 RECIPE = "run.yaml"
 DATA = "data.json"
+MODEL = "model.json"
 LOCK = ".acmsao.lock"
 # How run.yaml begins, which is itself a recipe: a file of that name may also be a user's.
 MARK = "# run of "
@@ -41,27 +44,30 @@ class RunFolder:
         """One JSON object for each step."""
         return self.path / "metrics.jsonl"
 
-    def keep_data(self, stamps: Mapping[str, list[int]], left_out: Sequence[str]) -> None:
-        """Remember which pictures were found whole, by their stamps, and what is left out."""
-        found = {"left_out": list(left_out), "pictures": dict(stamps)}
-        write_whole(self.path / DATA, json.dumps(found, indent=1) + "\n")
+    def keep_data(self, items: Manifest, left_out: Sequence[str]) -> None:
+        """Remember the examples, each of which was found whole, and what is left out."""
+        self._keep(DATA, items, left_out=list(left_out))
 
-    def pictures_seen(self) -> dict[str, list[int]]:
-        """The stamps that `keep_data` was given."""
-        found = self._data().get("pictures")
-        return found if isinstance(found, dict) else {}
+    def data_items(self) -> dict[str, Item]:
+        """The examples that `keep_data` was given."""
+        return from_json(read_object(self.path / DATA).get("items"))
 
     def left_out(self) -> list[str]:
         """The items of the data that are left out."""
-        found = self._data().get("left_out")
+        found = read_object(self.path / DATA).get("left_out")
         return found if isinstance(found, list) else []
 
-    def _data(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / DATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+    def keep_model(self, items: Manifest) -> None:
+        """Remember the model's files."""
+        self._keep(MODEL, items)
+
+    def model_items(self) -> dict[str, Item]:
+        """The files that `keep_model` was given."""
+        return from_json(read_object(self.path / MODEL).get("items"))
+
+    def _keep(self, name: str, items: Manifest, **more: Any) -> None:
+        head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in more.items())
+        write_whole(self.path / name, f'{{{head}"items": {as_json(items)}}}\n')
 
     @property
     def loss_plot(self) -> Path:
@@ -78,6 +84,10 @@ class RunFolder:
         """What the run can be continued from."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """Where that of a step is."""
+        return self.checkpoints / f"step-{step:08d}"
+
     def checkpoint_bytes(self) -> int:
         """What the checkpoints take on the disk."""
         return sum(file.stat().st_size for file in self.checkpoints.glob("step-*/*"))
@@ -88,21 +98,23 @@ class RunFolder:
         return self.path / "final"
 
     @property
+    def name(self) -> str | None:
+        """What the run is called, by the file that it wrote first; None where there is none."""
+        match = re.match(rf"{re.escape(MARK)}`([^`]+)`", first_line(self.recipe))
+        return match[1] if match else None
+
+    @property
     def exists(self) -> bool:
         """Whether a run has been started here: by files that only a run writes."""
         return (self.path / LOCK).is_file() or first_line(self.recipe).startswith(MARK)
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run wrote last; None while it is not finished."""
-        try:
-            found = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        return read_object(self.path / SUMMARY) or None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the file that makes the run a finished one."""
-        write_whole(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_whole(self.path / SUMMARY, json.dumps(private_values(summary), indent=2) + "\n")
 
     def reopen(self) -> None:
         """Make a finished run an unfinished one, before anything in it changes."""
@@ -111,32 +123,18 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. The kernel lets go when the process ends, however.
+        """Hold the folder for this process, once it was seen that all in it can be written.
 
-        Raises RunLockedError if a living process holds it.
+        The kernel lets go when the process ends, however. Raises RunLockedError if a living process
+        holds it, OutputError where it cannot be written, or what belongs in it is a link.
         """
         with writing(self.path):
             made = [folder for folder in self.path.parents if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / LOCK).open("a+", encoding="ascii")
-        with stream:
+        with held(self.path, LOCK):
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                raise RunLockedError(
-                    f"{self.path} is in use by process {stream.read().strip() or 'unknown'}",
-                    hint="wait for it, or choose another folder with --output",
-                ) from None
-            except OSError as error:
-                raise OutputError(
-                    f"{self.path} cannot be locked: {error.strerror}",
-                    hint="choose a folder on a local disk with --output",
-                ) from None
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n")
-            stream.flush()
-            try:
+                probe(self.path)
+                for inner in (self.checkpoints, self.samples, self.final):
+                    refuse_link(inner)
                 yield
             finally:
                 self.remove_if_empty(made)
@@ -147,9 +145,9 @@ class RunFolder:
         `made` goes from the nearest to the farthest.
         """
         if os.listdir(self.path) == [LOCK]:
-            (self.path / LOCK).unlink()
-            self.path.rmdir()
-            with suppress(OSError):  # another run came into it
+            with suppress(OSError):  # another run comes into it
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
                 for folder in made:
                     folder.rmdir()
 
@@ -173,6 +171,15 @@ class Place:
         return step_of(self.checkpoint) if self.checkpoint else None
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def first_line(file: Path) -> str:
     """The first line of a text file; empty if there is no such file."""
     try:
@@ -188,10 +195,11 @@ def choose_place(name: str, output: Path | None, resume: str) -> Place:
     Without `output`: `auto` takes the newest unfinished runs/<name>-NNN, else the next number;
     `never` takes the next number. With `output`: `auto` continues what is there or reports it
     finished; `never` refuses a folder that already holds a run. `resume` may also be the path of a
-    run or of a checkpoint.
+    run or of a checkpoint; in both, `~` is the home folder.
     """
+    output = output.expanduser() if output else None
     if resume not in ("auto", "never"):
-        return place_at(Path(resume), output)
+        return place_at(Path(resume).expanduser(), output)
     if output is None:
         unfinished = newest_unfinished(name)
         if resume == "auto" and unfinished is not None:

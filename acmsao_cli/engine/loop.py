@@ -12,23 +12,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from acmsao_cli.checkpoint.store import CheckpointStore
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Notice, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
-from acmsao_cli.engine.measured import Expectation, Watch, forget_peak, peak_memory
+from acmsao_cli.engine.measured import Expectation, forget_peak, peak_memory
 from acmsao_cli.engine.out_of_memory import EARLY_STEPS, let_go, ran_out
-from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to
+from acmsao_cli.engine.report import MetricsFile, draw_loss, loss_from_to, losses_of
 from acmsao_cli.engine.samples import read_samples, write_comparison, write_samples
+from acmsao_cli.engine.saving import Checkpoints, DamagedStateError
 from acmsao_cli.engine.signals import Stop
 from acmsao_cli.engine.step import NotFiniteError, StepResult, let_go_of_step, training_step
-from acmsao_cli.errors import DivergedError, MemoryRanOutError, OutputError, StoppedError
+from acmsao_cli.engine.watch import Watch
+from acmsao_cli.errors import DivergedError, MemoryRanOutError, StoppedError
 from acmsao_cli.models.base import Batch, Exported, Sample, TrainingFacts
 from acmsao_cli.versions import versions
-from acmsao_cli.writing import writing
-
-# Checkpoints in a row that could not be written before the run gives up.
-SAVES_MISSED: Final = 3
+from acmsao_cli.writing import own_folder
 
 
 def train(
@@ -43,26 +41,31 @@ def train(
 
     With an `expectation`, the memory of the first two steps is held against it. `sample_first` is
     False if samples of the untrained model have been drawn by this process. Raises
-    MemoryRanOutError, with what was reached saved if it was more than the first steps.
+    MemoryRanOutError, with what was reached saved if it was more than the first steps, and
+    PoisonedStepError.
     """
     started = time.monotonic()
-    store = CheckpointStore(folder.checkpoints, run.config.recipe.checkpoint.keep)
     folder.reopen()
     metrics = MetricsFile(folder.metrics, run.step)
     if run.step == 0 and sample_first:
         draw_samples(run, folder, listener)
-    watch = Watch(run, expectation, listener)
+    watch = Watch(run, expectation, listener, losses_of(metrics.rows))
+    # A copy of what is saved would count as the steps' memory.
+    checkpoints = Checkpoints(run, folder, metrics, listener, aside=lambda: not watch.is_comparing)
     stop.stepping = True
-    take_steps(run, folder, store, metrics, stop, listener, watch)
+    try:
+        take_steps(run, folder, checkpoints, metrics, stop, listener, watch)
+    finally:
+        checkpoints.settle()
     stop.stepping = False
-    store.discard_after(run.step)  # a run that went back to its end saves nothing anew
-    return finish(run, folder, metrics, time.monotonic() - started, listener)
+    checkpoints.store.discard_after(run.step)  # a run that went back to its end saves nothing anew
+    return finish(run, folder, metrics, checkpoints, time.monotonic() - started, listener)
 
 
 def take_steps(
     run: Run,
     folder: RunFolder,
-    store: CheckpointStore,
+    checkpoints: Checkpoints,
     metrics: MetricsFile,
     stop: Stop,
     listener: Listener,
@@ -70,28 +73,31 @@ def take_steps(
 ) -> None:
     """Every step that is left, with the checkpoints and samples between them.
 
-    A checkpoint that cannot be written is tried again at the next one's time: space may be made.
+    None is made behind a step that was left out, unless the run stops there: it waits for a step
+    that shows that the weights are good.
     """
-    began_at, failed = run.step, 0
+    began_at = run.step
     while run.step < run.total_steps:
-        reason = ran_out(lambda: metrics.append(advance(run, folder, listener, watch)))
+        try:
+            reason = ran_out(lambda: metrics.append(advance(run, listener, watch)))
+        except NotFiniteError as error:
+            raise diverged(error.what, run, checkpoints) from None
         if reason is not None:
             message = f"out of memory in step {run.step + 1}: {reason}"
             if watch.steps_taken < EARLY_STEPS:
-                forget_attempt(store, began_at, run.step)
+                forget_attempt(checkpoints, began_at, run.step)
                 raise MemoryRanOutError(message, early=True)
-            raise out_of_memory(message, run, store, metrics, listener)
+            raise out_of_memory(message, run, checkpoints)
+        checkpoints.look()
         stopping, last = stop.number, run.step == run.total_steps
-        due = run.step % run.config.recipe.checkpoint.every == 0
-        if stop.asked_to_save() or due or stopping or last:
-            try:
-                save(run, store, metrics, listener)
-                failed = 0
-            except OutputError as error:
-                failed += 1
-                if stopping or last or failed == SAVES_MISSED:
-                    raise
-                listener(Notice(f"no checkpoint at step {run.step}: {error.message}; going on"))
+        due = checkpoints.is_due and not run.progress.left_out
+        try:
+            if stopping or last:
+                checkpoints.save_now()
+            elif stop.asked_to_save() or due:
+                checkpoints.save()
+        except DamagedStateError as error:
+            raise damaged(error.what, run, checkpoints) from None
         if stopping:
             raise stopped(stopping, run, folder)
         every = run.config.recipe.samples.every
@@ -99,45 +105,55 @@ def take_steps(
             reason = ran_out(partial(draw_samples, run, folder, listener))
             if reason is not None:
                 message = f"out of memory while drawing samples after step {run.step}: {reason}"
-                raise out_of_memory(message, run, store, metrics, listener)
+                raise out_of_memory(message, run, checkpoints)
 
 
-def forget_attempt(store: CheckpointStore, first: int, last: int) -> None:
+def forget_attempt(checkpoints: Checkpoints, first: int, last: int) -> None:
     """Remove what was saved between these steps: the run begins again there, with other settings.
 
     A run that was brought back to `first` and has saved nothing since keeps what it had beyond.
     """
-    if any(first < step <= last for step in store.steps()):
-        store.discard_after(first)
+    if any(first < step <= last for step in checkpoints.steps()):
+        checkpoints.store.discard_after(first)
 
 
-def out_of_memory(
-    message: str, run: Run, store: CheckpointStore, metrics: MetricsFile, listener: Listener
-) -> MemoryRanOutError:
+def out_of_memory(message: str, run: Run, checkpoints: Checkpoints) -> MemoryRanOutError:
     """The error of memory that ran out; what was reached is saved."""
     run.core.optimizer.zero_grad(set_to_none=True)
     let_go()
-    if run.core.whole.now and run.step not in store.steps():
-        save(run, store, metrics, listener)
-    last = max(store.steps(), default=None)
+    if run.core.whole.now and run.step not in checkpoints.steps():
+        checkpoints.save_now()
+    last = max(checkpoints.steps(), default=None)
     if not run.core.whole.now:
         message += "; it was half applied, so nothing new is saved"
     kept = "no checkpoint was made" if last is None else f"the last checkpoint is at step {last}"
     return MemoryRanOutError(f"{message}; {kept}", early=False)
 
 
-def advance(
-    run: Run, folder: RunFolder, listener: Listener, watch: Watch | None = None
-) -> dict[str, Any]:
+class PoisonedStepError(Exception):
+    """`what` of a step turned out not to be finite when some weights had been stepped by it."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(step, what)
+        self.step = step
+        self.what = what
+
+
+def advance(run: Run, listener: Listener, watch: Watch | None = None) -> dict[str, Any]:
     """One step; returns its line of metrics.
 
-    A step whose loss or gradient is not finite is left out, unless it is one too many in a row, or
-    known only once weights were stepped in backward: then raises DivergedError.
+    A step whose loss or gradient is not finite is left out, unless it is one too many in a row:
+    then raises NotFiniteError. Where that is known only once weights were stepped in backward,
+    raises PoisonedStepError: the run has to go back, and comes here again to leave it out.
     """
     began = time.monotonic()
     recipe, progress, factor = run.config.recipe, run.progress, run.next_lr_factor
     picks = run.next_picks()
     batches, examples = [run.batch(some) for some in picks], sum(len(some) for some in picks)
+    if run.step + 1 in run.poisoned:
+        return left_out(run.poisoned[run.step + 1], run, listener, units_of(batches), began)
+    if watch:
+        watch.before(run)
     try:
         result = training_step(
             run.core,
@@ -148,9 +164,9 @@ def advance(
             guard=require_finite,
         )
     except NotFiniteError as error:
-        return left_out(error.what, run, folder, listener, units_of(batches), began)
+        return left_out(error.what, run, listener, units_of(batches), began)
     if result.gradient_norm is not None and not math.isfinite(float(result.gradient_norm)):
-        raise diverged("gradient norm", run, folder, TOO_LATE)
+        raise PoisonedStepError(run.step + 1, "gradient norm")
     loss, norm, first_norm = read_out(result)
     units = units_of(batches)
     noise = progress.noise
@@ -175,15 +191,13 @@ def advance(
     return {**dataclasses.asdict(done), **found}
 
 
-def left_out(
-    what: str, run: Run, folder: RunFolder, listener: Listener, units: float, began: float
-) -> dict[str, Any]:
+def left_out(what: str, run: Run, listener: Listener, units: float, began: float) -> dict[str, Any]:
     """Go on behind a step that changed no weight; returns its line of metrics."""
     recipe, before, factor = run.config.recipe, run.progress, run.next_lr_factor
     let_go_of_step(run.core)
     after = before.after_leaving_out(recipe.training)
     if after.left_out >= recipe.training.nonfinite_steps:
-        raise diverged(what, run, folder)
+        raise NotFiniteError(what)
     run.progress = after
     done = step_done(
         run,
@@ -231,21 +245,39 @@ def read_out(result: StepResult) -> tuple[float, float | None, float | None]:
     return loss, norm, first_norm
 
 
-# Why a step in backward cannot be left out.
-TOO_LATE: Final = "known only after weights were stepped in backward; training.clip=two_pass knows"
-
-
-def diverged(what: str, run: Run, folder: RunFolder, more: str = "") -> DivergedError:
+def diverged(what: str, run: Run, checkpoints: Checkpoints) -> DivergedError:
     """The error of a number that is no longer finite."""
-    steps = CheckpointStore(folder.checkpoints, 1).steps()
-    good = f"the last good checkpoint is at step {steps[-1]}" if steps else "no checkpoint was made"
     times = run.progress.left_out + 1
-    row = f", {more}" if more else f", {times} steps in a row" if times > 1 else ""
+    row = f", {times} steps in a row" if times > 1 else ""
+    good = good_checkpoint(run, checkpoints)
     return DivergedError(
         f"the {what} is not finite at step {run.step + 1}{row}; {good}",
-        hint="lower optimizer.lr or lengthen schedule.warmup_steps, in a new run: another "
-        "--output, or --resume never without one",
+        hint=TAMER,
     )
+
+
+def damaged(what: str, run: Run, checkpoints: Checkpoints) -> DivergedError:
+    """The error of weights or state that are no longer finite."""
+    return DivergedError(
+        f"{what} is not finite after step {run.step}, and is not saved; "
+        f"{good_checkpoint(run, checkpoints)}",
+        hint=TAMER,
+    )
+
+
+TAMER: Final = (
+    "lower optimizer.lr or lengthen schedule.warmup_steps, in a new run: another --output, or "
+    "--resume never without one"
+)
+
+
+def good_checkpoint(run: Run, checkpoints: Checkpoints) -> str:
+    """Names the last checkpoint from which a finite loss was computed."""
+    last_applied = run.step - run.progress.left_out
+    steps = checkpoints.steps()
+    if good := [step for step in steps if step < last_applied]:
+        return f"the last good checkpoint is at step {good[-1]}"
+    return "the only checkpoints are of where it began" if steps else "no checkpoint was made"
 
 
 def stopped(number: int, run: Run, folder: RunFolder) -> StoppedError:
@@ -255,13 +287,6 @@ def stopped(number: int, run: Run, folder: RunFolder) -> StoppedError:
         f"stopped at step {run.step} of {run.total_steps}; saved in {folder.path}",
         hint=f"continue with --resume {folder.path}",
     )
-
-
-def save(run: Run, store: CheckpointStore, metrics: MetricsFile, listener: Listener) -> None:
-    """Write a checkpoint of where the run is."""
-    metrics.flush()
-    path = store.save(run.step, *run.state())
-    listener(Saved("checkpoint", path, run.step))
 
 
 def draw_samples(run: Run, folder: RunFolder, listener: Listener) -> None:
@@ -281,7 +306,12 @@ def draw_samples(run: Run, folder: RunFolder, listener: Listener) -> None:
 
 
 def finish(
-    run: Run, folder: RunFolder, metrics: MetricsFile, seconds: float, listener: Listener
+    run: Run,
+    folder: RunFolder,
+    metrics: MetricsFile,
+    checkpoints: Checkpoints,
+    seconds: float,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Samples, plot, exported files; and the summary that makes the run a finished one."""
     draw_samples(run, folder, listener)
@@ -292,11 +322,10 @@ def finish(
         },
         folder.samples,
     )
-    losses = loss_from_to(metrics.rows)
+    losses, best = loss_from_to(metrics.rows), checkpoints.store.best()
     draw_loss(metrics.rows, f"{run.config.name}: {run.total_steps} steps", folder.loss_plot)
     listener(Working("writing and checking the final files", 0, 1))
-    with writing(folder.final):
-        folder.final.mkdir(parents=True, exist_ok=True)
+    own_folder(folder.final)
     with run.core.at_home():
         exported = run.core.trainee.export(folder.final, training_facts(run, losses))
     listener(Working("writing and checking the final files", 1, 1))
@@ -314,15 +343,24 @@ def finish(
         "noise_scale": run.progress.noise.scale,
         "items_left_out": len(folder.left_out()),
         "steps_left_out": sum(1 for row in metrics.rows if row.get("left_out")),
+        "loss_spikes": sum(1 for row in metrics.rows if row.get("spike")),
+        "unmoved": latest(metrics, "unmoved"),
+        "best_checkpoint": {"step": best[0], "loss": best[1]} if best else None,
         "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
-        "memory": next((row["memory"] for row in reversed(metrics.rows) if "memory" in row), None),
+        "memory": latest(metrics, "memory"),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],
+        "changes": list(run.sources.changes),
         "versions": versions(),
     }
     folder.finish(summary)
     listener(Finished(folder.path, summary))
     return summary
+
+
+def latest(metrics: MetricsFile, key: str) -> Any:
+    """What the last line says that has such a key."""
+    return next((row[key] for row in reversed(metrics.rows) if key in row), None)
 
 
 def training_facts(run: Run, losses: tuple[float, float] | None) -> TrainingFacts:

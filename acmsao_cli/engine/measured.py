@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from acmsao_cli.config.sections import TrainingSection
 from acmsao_cli.engine import malloc
-from acmsao_cli.engine.assemble import Run
-from acmsao_cli.engine.events import Listener, MemoryMeasured, Notice, StepDone
+from acmsao_cli.engine.events import MemoryMeasured
 from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.models.base import Batch
@@ -155,74 +152,3 @@ def warning(measured: MemoryMeasured) -> str | None:
             "with a higher memory.budget_gib"
         )
     return None
-
-
-class Watch:
-    """Looks at the steps of this process, and tells each finding once.
-
-    Make it right before the first step: it begins the peak anew.
-    """
-
-    def __init__(self, run: Run, expectation: Expectation | None, listener: Listener) -> None:
-        training, trainee = run.config.recipe.training, run.core.trainee
-        self.training, self.device = training, trainee.device
-        self.expectation, self.listener = expectation, listener
-        self.planned = trainee.meta_batch(training.batch_size) if expectation else None
-        self.seconds: list[float] = []
-        self.says_spilled = False
-        if expectation:  # a plan is about what is used, not what an allocator keeps
-            malloc.give_back_at_once()
-        self.resets = forget_peak(self.device)
-
-    @property
-    def steps_taken(self) -> int:
-        """Steps that this process has taken."""
-        return len(self.seconds)
-
-    def after(self, done: StepDone, batches: Sequence[Batch]) -> Mapping[str, Any]:
-        """Look at what is so after a step; returns what its line of metrics holds besides."""
-        self.seconds.append(done.seconds / done.accumulation)
-        self.look_for_spilling()
-        taken = self.steps_taken
-        last = done.step == done.total_steps and taken < COMPARED_STEP
-        if taken != COMPARED_STEP and not last:
-            return {}
-        measured = self.compare(done, batches)
-        if measured is None:
-            return {}
-        malloc.keep_for_later()
-        self.listener(measured)
-        text = warning(measured)
-        if text:
-            self.listener(Notice(text))
-        return {"memory": dataclasses.asdict(measured)}
-
-    def compare(self, done: StepDone, batches: Sequence[Batch]) -> MemoryMeasured | None:
-        """The peak so far beside the plan's; None without a plan."""
-        if self.expectation is None or self.planned is None:
-            return None
-        on_gpu, predicted = self.device.type == "cuda", self.expectation.peak_bytes
-        held_before = 0 if on_gpu else self.expectation.resident_before
-        measured = max(0, done.memory_bytes - held_before)
-        return MemoryMeasured(
-            step=done.step,
-            predicted_bytes=predicted,
-            measured_bytes=measured,
-            reserved_bytes=peak_reserved(self.device),
-            error=round(measured / predicted - 1, 4),
-            batch_is_largest=is_largest(batches, self.planned, self.training),
-            comparable=self.resets and predicted >= COMPARABLE[self.device.type],
-        )
-
-    def look_for_spilling(self) -> None:
-        """Tell of it when it is first seen. Longer steps of more portions are not slower ones."""
-        if self.says_spilled or not spilled(self.seconds, share_in_use(self.device)):
-            return
-        self.says_spilled = True
-        self.listener(
-            Notice(
-                "the steps have become more than five times as slow while the card is full: the "
-                "driver seems to move GPU memory to the host; take a smaller training.batch_size "
-                "or training.gradient_checkpointing=true (`acmsao plan` says what each saves)"
-            )
-        )

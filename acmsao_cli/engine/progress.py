@@ -78,9 +78,13 @@ def begin(training: TrainingSection) -> Progress:
     return Progress(training.accumulation)
 
 
-def saved_progress(values: Mapping[str, Any]) -> Progress:
-    """What `as_dict` gave."""
-    return Progress(**{**values, "noise": Noise(**values["noise"])})
+def saved_progress(values: Mapping[str, Any], training: TrainingSection) -> Progress:
+    """What `as_dict` gave, but that the next step is as large as `training` now has it."""
+    saved = Progress(**{**values, "noise": Noise(**values["noise"])})
+    if training.adaptive_batch is None:
+        return replace(saved, accumulation=scheduled_accumulation(training, saved.step))
+    grown = max(saved.accumulation, training.accumulation)
+    return replace(saved, accumulation=min(grown, training.adaptive_batch))
 
 
 def scheduled_accumulation(training: TrainingSection, step: int) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 from acmsao_cli import __version__
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.config.writing import to_yaml
-from acmsao_cli.writing import write_whole, writing
+from acmsao_cli.privacy import private
+from acmsao_cli.writing import open_to_append, write_whole, writing
 
 
 class MetricsFile:
@@ -27,12 +28,12 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> None:
         """Add a step's line."""
         self.rows.append(row)
-        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+        with writing(self.path), open_to_append(self.path) as stream:
             stream.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Make all lines durable, so that none is missing behind a checkpoint."""
-        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+        with writing(self.path), open_to_append(self.path) as stream:
             os.fsync(stream.fileno())
 
 
@@ -99,7 +100,7 @@ def draw_loss(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def write_recipe(config: RunConfig, path: Path, facts: Mapping[str, str]) -> None:
     """run.yaml: every value of the run with where it came from; it is itself a recipe."""
     lines = [f"# run of `{config.name}`; acmsao {__version__}"]
-    lines += [f"# {key}: {value}" for key, value in facts.items()]
+    lines += [private(f"# {key}: {value}") for key, value in facts.items()]
     write_whole(path, "\n".join(lines) + "\n" + to_yaml(config))
 
 

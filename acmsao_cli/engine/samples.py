@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from acmsao_cli.models.base import Sample
-from acmsao_cli.writing import write_whole, writing
+from acmsao_cli.writing import own_folder, write_whole
 
 TILE = 224
 MARGIN = 10
@@ -22,8 +22,7 @@ INK, PAPER = (30, 34, 40), (250, 250, 248)
 
 def write_samples(samples: Sequence[Sample], folder: Path) -> None:
     """Keep `samples` in `folder`: pictures as NN.png, prompts and texts in samples.jsonl."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     lines = []
     for index, sample in enumerate(samples):
         row = {"prompt": sample.prompt}

@@ -129,10 +129,12 @@ def climbed(asked: RunConfig, config: RunConfig, settings: Settings, why: str) -
 def as_it_went_on(config: RunConfig, header: Mapping[str, Any]) -> RunConfig:
     """The run as a checkpoint's was changed when its memory ran out, where the same is asked for.
 
-    `header` is the checkpoint's.
+    `header` is the checkpoint's. What is asked for may be the changed run itself.
     """
     before: Mapping[str, Any] = header.get("before", {})
     saved, now = flatten(header["recipe"]), flatten(config.as_dict())
+    if all(now.get(key) == saved.get(key) for key in before):
+        return replace(config, before=before)
     same = {key for key, value in before.items() if now.get(key) == value}
     if not before.keys() & PORTIONS <= same:
         same -= PORTIONS

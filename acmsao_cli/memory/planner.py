@@ -112,9 +112,11 @@ class MemoryPlan:
         return self.needed_bytes + self.host[AT_REST] + num_examples * self.host[EXAMPLE]
 
 
-# Entries of `host`: what a GPU copies from and to; parts that only encode or sample; and the
-# examples' encodings, of one example.
+# Entries of `host`: what a GPU copies from and to; parts that only encode or sample; the examples'
+# encodings, of one example; and from what a checkpoint is written while the training goes on, where
+# there is room for it.
 PAGE_LOCKED, AT_REST, EXAMPLE = "page-locked", "parts at rest", "each example"
+COPY = "copy to save"
 
 
 def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
@@ -148,6 +150,7 @@ def plan(config: RunConfig, card: Card | None = None) -> MemoryPlan:
             PAGE_LOCKED: locked,
             AT_REST: sum(map(module_bytes, trainee.at_rest())),
             EXAMPLE: trainee.item_bytes,
+            COPY: checkpoint_bytes(core) if recipe.checkpoint.background else 0,
         },
         disk=disk_bytes(recipe, core, facts),
         work=traced.work_of(recipe.training.accumulation),
@@ -175,15 +178,20 @@ def module_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
+def checkpoint_bytes(core: Core) -> int:
+    """Of one: trained weights, and the optimizer's state."""
+    return core.optimizer.state_bytes() + sum(parameter.nbytes for parameter in trained(core))
+
+
 def disk_bytes(recipe: Recipe, core: Core, facts: Facts) -> dict[str, int]:
     """Checkpoints, with the one that is being written, and the final files."""
-    checkpoint = core.optimizer.state_bytes() + sum(parameter.nbytes for parameter in trained(core))
     wanted, base = recipe.output.dtype, core.trainee.dtype
     whole = sum(facts.parameters.values()) * DTYPES.get(wanted, base).itemsize
     changed = sum(p.numel() * DTYPES.get(wanted, p.dtype).itemsize for p in trained(core))
     is_full = recipe.method.kind == "full"
     final = sum(whole if is_full or name == "merged" else changed for name in formats_of(recipe))
-    return {"checkpoints": (recipe.checkpoint.keep + 1) * checkpoint, "final files": final}
+    kept = recipe.checkpoint.keep + recipe.checkpoint.keep_best
+    return {"checkpoints": (kept + 1) * checkpoint_bytes(core), "final files": final}
 
 
 def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:

@@ -180,6 +180,12 @@ class ModelFamily(Protocol):
     def facts(self, recipe: Recipe) -> Facts:
         """Read configuration files and safetensors headers only. Raises ModelError."""
 
+    def files(self, recipe: Recipe) -> Mapping[str, Path]:
+        """All that decides what `open` gives, weights and configuration, by name in the model.
+
+        A name is the same wherever the model lies. Raises ModelError.
+        """
+
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Trainee:
         """Load the model and apply the recipe's method; no weights are read on the meta device.
 

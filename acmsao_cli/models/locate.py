@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -199,7 +199,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     Raises ModelError if there are none, telling pickled weights apart, or if the index names a
     file outside the folder.
     """
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    single, index = folder / f"{stem}.safetensors", index_of(folder, stem)
     if single.is_file():
         return [single]
     if index.is_file():
@@ -208,6 +208,16 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     if pickled:
         raise _pickled(pickled[0])
     raise ModelError(f"{folder} has no {stem}.safetensors")
+
+
+def index_of(folder: Path, stem: str) -> Path:
+    """The file that names the shards of one model in `folder`."""
+    return folder / f"{stem}.safetensors.index.json"
+
+
+def by_name(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Those of the files that are there, by their names relative to `folder`."""
+    return {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +140,66 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
         CheckpointStore(tmp_path / "file", 2).save(1, FILES, {})
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 1, keep_best=True)
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 1.5)):
+        store.save(step, FILES, {} if loss is None else {"loss": loss})
+    assert store.steps() == [2, 5]
+    assert store.best() == (2, 1.0)
+    store.save(6, FILES, {"loss": 1.0})
+    assert store.steps() == [6], "of equals the newest"
+
+
+# What a save asks the system for, in the order in which it may be the last thing it does.
+CALLS = ("replace", "fsync", "mkdir", "rmdir", "unlink")
+
+
+def killed_at(call: int, work: Callable[[], object]) -> bool:
+    """Do `work` in a child that ends at its so-manieth call of CALLS; whether it came so far."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    count = 0
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == call:
+                os._exit(9)
+            return function(*arguments, **named)
+
+        return counted
+
+    for name in CALLS:
+        setattr(os, name, deadly(getattr(os, name)))
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["another-step", "same-step"])
+def test_killed_at_any_call_of_a_save_the_old_checkpoint_or_the_new_one_is_there_whole(
+    tmp_path: Path, again: bool
+) -> None:
+    """Also where only one is kept, and where a run that went back comes to the same step anew."""
+    step, calls = 1 if again else 2, 0
+    while True:
+        calls += 1
+        folder = tmp_path / str(calls)
+        store = CheckpointStore(folder, 1)
+        store.save(1, FILES, {"is": "old"})
+        killed = killed_at(calls, partial(store.save, step, FILES, {"is": "new"}))
+        store.remove_leftovers()
+        found, wrong = open_newest(folder)
+        assert found is not None
+        assert not wrong
+        assert torch.equal(found.tensors("weights")["a"], FILES["weights"]["a"])
+        assert not [name for name in os.listdir(folder) if name.startswith(".")]
+        if not killed:
+            assert found.header == {"is": "new"}
+            break
+    assert calls > 8, "the calls of a save were counted"

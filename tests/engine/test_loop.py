@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from acmsao_cli.checkpoint.resume import require_same_recipe
 from acmsao_cli.checkpoint.store import CheckpointStore, open_checkpoint
-from acmsao_cli.engine.assemble import check_continuation, restore
+from acmsao_cli.engine.assemble import restore
 from acmsao_cli.engine.events import Event, Notice, StepDone
 from acmsao_cli.engine.folder import RunFolder
-from acmsao_cli.engine.loop import advance, train
+from acmsao_cli.engine.loop import PoisonedStepError, advance, train
 from acmsao_cli.engine.report import read_metrics
 from acmsao_cli.engine.samples import paired
 from acmsao_cli.engine.signals import Stop, stop_on_signal
+from acmsao_cli.engine.symptoms import spike
+from acmsao_cli.engine.watch import Watch
 from acmsao_cli.errors import CheckpointError, DivergedError, OutputError, StoppedError
 from acmsao_cli.models.base import Sample
 
@@ -158,20 +161,54 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing(
         if other.step in (2, 3):
             other.progress = other.progress.after_leaving_out(config.recipe.training)
         else:
-            advance(other, folder, ignore)
+            advance(other, ignore)
     for name, value in weights(run).items():
         assert torch.equal(value, weights(other)[name])
 
 
 def test_three_in_a_row_end_the_run_and_two_do_not(
-    tmp_path: Path, make_run: Any, make_config: Any
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any
 ) -> None:
     run = make_run(make_config())
-    poisoned(run, {2, 3, 5, 6, 7})
-    words = r"loss is not finite at step 7, 3 steps in a row; the last good checkpoint is at step 6"
+    poisoned(run, {3, 4, 6, 7, 8})
+    words = r"loss is not finite at step 8, 3 steps in a row; the only checkpoints are of where"
     with pytest.raises(DivergedError, match=words):
         train(run, RunFolder(tmp_path), Stop(), ignore)
     assert all(value.isfinite().all() for value in weights(run).values())
+    assert newest(RunFolder(tmp_path)).step == 5, "owed since 3, made by the first step that counts"
+
+
+def test_the_last_checkpoint_from_which_a_loss_was_finite_is_named(
+    tmp_path: Path, make_run: Any, make_config: Any
+) -> None:
+    run = make_run(make_config(checkpoint={"every": 2}))
+    poisoned(run, {6, 7, 8})
+    with pytest.raises(DivergedError, match="the last good checkpoint is at step 4"):
+        train(run, RunFolder(tmp_path), Stop(), ignore)
+
+
+@pytest.mark.parametrize(("file", "number"), [("weights", "inf"), ("optimizer", "nan")])
+def test_what_is_not_finite_is_never_saved(
+    tmp_path: Path, make_run: Any, make_config: Any, newest: Any, file: str, number: str
+) -> None:
+    """Though loss and gradient are: a weight that this step's update sent off the scale."""
+    run, folder = make_run(make_config(checkpoint={"every": 2})), RunFolder(tmp_path)
+    state = run.state
+
+    def spoilt() -> Any:
+        files, header = state()
+        if run.step == 4:
+            name, value = next(
+                (name, value) for name, value in files[file].items() if value.is_floating_point()
+            )
+            files[file][name] = torch.full_like(value, float(number))
+        return files, header
+
+    run.state = spoilt
+    words = f"of the {file} is not finite after step 4, and is not saved; the last good .* step 2"
+    with pytest.raises(DivergedError, match=words):
+        train(run, folder, Stop(), ignore)
+    assert newest(folder).step == 2
 
 
 def test_the_count_of_steps_in_a_row_outlives_a_stop(
@@ -212,7 +249,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     assert not all(torch.equal(before[2][name], value) for name, value in before[3].items())
 
 
-def test_a_gradient_that_is_known_too_late_ends_the_run_and_is_not_saved(
+def test_a_gradient_that_is_known_too_late_is_not_saved_and_the_run_has_to_go_back(
     tmp_path: Path, make_run: Any, make_config: Any, newest: Any
 ) -> None:
     fused = {"optimizer": {"fused_backward": True}, "training": {"clip_norm": None}}
@@ -222,9 +259,47 @@ def test_a_gradient_that_is_known_too_late_ends_the_run_and_is_not_saved(
         return gradient * float("inf") if run.step == 2 else gradient
 
     next(iter(run.parameters.values())).register_hook(poison)
-    with pytest.raises(DivergedError, match=r"at step 3, known only .*two_pass.* at step 2"):
+    with pytest.raises(PoisonedStepError) as error:
         train(run, folder, Stop(), ignore)
+    assert (error.value.step, error.value.what) == (3, "gradient norm")
     assert newest(folder).step == 2
+
+
+def test_a_loss_that_stands_out_is_told_and_counted(tmp_path: Path, make_run: Any) -> None:
+    even, told = [1.0 + 0.01 * (n % 5) for n in range(40)], list[Event]()
+    assert spike(even, 1.1) is None, "out of the usual, but no spike"
+    assert spike(even[:10], 50.0) is None, "too few to say what is usual"
+    assert spike([1.0, 9.0] * 20, 12.0) is None, "these losses are as wide as that"
+    watch = Watch(make_run(), None, told.append, even)
+    for step, loss in enumerate((1.0, 5.1, None, 1.0), 1):
+        found = watch.after(StepDone(step, 9, loss, 0.0, None, 1.0, 1.0, 1), [])
+        assert found == ({"spike": 5.0} if loss == 5.1 else {})
+    assert [str(event.text).split(";")[0] for event in told if isinstance(event, Notice)] == [
+        "loss spike at step 2: 5.1 is 5.0 times the usual"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "lr", "told"),
+    [("nearest", 1e-6, 1), ("nearest", 0.05, 0), ("stochastic", 1e-6, 0)],
+)
+def test_weights_whose_updates_round_to_nothing_are_told(
+    tmp_path: Path, make_run: Any, make_config: Any, rounding: str, lr: float, told: int
+) -> None:
+    config = make_config(optimizer={"rounding": rounding, "lr": lr}, training={"steps": 51})
+    run, events = make_run(config, torch.bfloat16), list[Event]()
+    summary = train(run, RunFolder(tmp_path), Stop(), events.append)
+    notices = [event for event in events if isinstance(event, Notice)]
+    assert len([one for one in notices if "updates round to nothing" in one.text]) == told
+    unmoved = {
+        row["step"]: row["unmoved"]
+        for row in read_metrics(tmp_path / "metrics.jsonl")
+        if "unmoved" in row
+    }
+    assert list(unmoved) == ([50] if rounding == "nearest" else [])
+    assert summary["unmoved"] == unmoved.get(50)
+    if unmoved:
+        assert (unmoved[50] > 0.9) is bool(told)
 
 
 def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
@@ -234,13 +309,11 @@ def test_a_changed_recipe_is_refused_by_name_and_a_harmless_change_is_told(
     with pytest.raises(StoppedError):
         train(make_run(), folder, stop, stop_after(4, stop))
     checkpoint = newest(folder)
-    examples = make_run().examples
+    saved = checkpoint.header["recipe"]
     with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.05 in the run, 0\.01 now"):
-        check_continuation(make_config(optimizer={"lr": 0.01}), examples, checkpoint)
-    with pytest.raises(CheckpointError, match="the data at toy is not what"):
-        check_continuation(make_config(), [*examples[1:], examples[0]], checkpoint)
+        require_same_recipe(saved, make_config(optimizer={"lr": 0.01}).as_dict())
     changed = make_config(training={"steps": 12}, optimizer={"storage": "bf16"})
-    assert "training.steps: 8 -> 12" in check_continuation(changed, examples, checkpoint)
+    assert "training.steps: 8 -> 12" in require_same_recipe(saved, changed.as_dict())
     notices: list[Event] = []
     restore(make_run(changed), checkpoint, notices.append)
     assert any("bf16" in str(notice) for notice in notices)

@@ -15,6 +15,7 @@ import torch
 
 from acmsao_cli.config.sections import TrainingSection
 from acmsao_cli.engine import measured
+from acmsao_cli.engine import watch as watch_module
 from acmsao_cli.engine.assemble import restore
 from acmsao_cli.engine.events import Event, MemoryMeasured, Notice, StepDone
 from acmsao_cli.engine.folder import RunFolder
@@ -248,9 +249,9 @@ def test_spilling_is_told_once_and_never_of_steps_of_more_portions(
     make_run: Any, monkeypatch: pytest.MonkeyPatch, share: float, portions: int, told: int
 ) -> None:
     assert measured.share_in_use(CPU) == 0.0
-    monkeypatch.setattr(measured, "share_in_use", lambda device: share)
+    monkeypatch.setattr(watch_module, "share_in_use", lambda device: share)
     events = list[Event]()
-    watch = measured.Watch(make_run(), None, events.append)
+    watch = watch_module.Watch(make_run(), None, events.append)
     for seconds, accumulation in [(1.0, 1)] * 4 + [(8.0, portions)] * 6:
         watch.after(StepDone(3, 99, 0.0, 0.0, None, 1.0, seconds, 1, accumulation), [])
     assert len(events) == told

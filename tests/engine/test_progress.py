@@ -101,7 +101,7 @@ def test_growing_steps_see_the_stream_without_gap_or_repetition(
     for _ in range(8):
         seen += run.next_picks()
         counts.append(len(run.next_picks()))
-        advance(run, RunFolder(Path("nowhere")), ignore)
+        advance(run, ignore)
     assert seen == [run.stream.batch(number) for number in range(len(seen))]
     assert run.progress.micro_batches == len(seen) == sum(counts)
     assert counts == sorted(counts)
@@ -118,7 +118,7 @@ def test_the_learning_rate_follows_the_batch_as_asked(
     make_run: Any, make_config: Any, rule: str, factors: list[float]
 ) -> None:
     run = make_run(make_config(training=SCHEDULE | {"batch_lr": rule}))
-    rates = [advance(run, RunFolder(Path("nowhere")), ignore)["lr"] for _ in range(8)]
+    rates = [advance(run, ignore)["lr"] for _ in range(8)]
     assert [rates[i] / 0.05 for i in (0, 2, 5)] == pytest.approx(factors)
 
 
@@ -167,10 +167,26 @@ def test_a_noisy_run_grows_its_batch_to_the_noise_scale_and_no_further(
     training = {"batch_size": 2, "accumulation": 2, "adaptive_batch": 64, "steps": 120}
     run = make_run(make_config(training=training), kind=linear_trainee)
     for _ in range(120):
-        advance(run, RunFolder(Path("nowhere")), ignore)
+        advance(run, ignore)
     assert 8 <= 2 * run.progress.accumulation <= 32
 
 
 def test_progress_comes_back_from_json_to_the_bit() -> None:
     progress = Progress(3, 7, 21, 1 / 3, Noise(1e-17 / 3, 2 / 3, 0.1), 2)
-    assert saved_progress(json.loads(json.dumps(progress.as_dict()))) == progress
+    training = TrainingSection(steps=9, accumulation=3)
+    assert saved_progress(json.loads(json.dumps(progress.as_dict())), training) == progress
+
+
+@pytest.mark.parametrize(
+    ("now", "next_step"),
+    [
+        ({"accumulation": 5}, 5),
+        ({"batch_schedule": [[4, 6], [9, 12]]}, 6),
+        ({"adaptive_batch": 2}, 2),
+        ({"adaptive_batch": 16}, 3),
+        ({"adaptive_batch": 16, "accumulation": 4}, 4),
+    ],
+)
+def test_the_next_step_is_as_large_as_a_changed_recipe_has_it(now: Any, next_step: int) -> None:
+    training = TrainingSection.model_validate({"steps": 20, **now})
+    assert saved_progress(Progress(3, step=7).as_dict(), training).accumulation == next_step

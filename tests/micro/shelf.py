@@ -63,8 +63,13 @@ def sdxl(shelf: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def lm(shelf: Path, tmp_path: Path) -> Path:
     """A recipe for the micro language model."""
+    return chat_recipe(shelf, tmp_path)
+
+
+def chat_recipe(shelf: Path, folder: Path) -> Path:
+    """The same, in any folder."""
     return write_recipe(
-        tmp_path / "chat.yaml",
+        folder / "chat.yaml",
         model={"family": "causal_lm", "source": str(shelf / "lm")},
         method={"kind": "full"},
         data={"source": str(shelf / "chats.jsonl"), "max_length": 64},

@@ -72,7 +72,7 @@ def read_captions(source: Source, section: ImageData) -> Iterator[Example | Prob
         except DataError as error:
             yield Problem.of(text_place, error)
             continue
-        yield from picture(source.path(file), place, caption)
+        yield from picture(source, file, place, caption)
     for name in captions.keys() - owners.keys():
         for file in captions[name]:
             yield Problem(source.place(file), "belongs to no picture", severity="warning")

@@ -46,14 +46,23 @@ def read_saved(source: Source, section: ImageData) -> Iterator[Example | Problem
         place = f"{printable(source.name)} row {row}"
         try:
             caption = caption_of(text_of(values[columns[1]], place, columns[1]), place)
-            found = probe(_content(source, values[columns[0]], place), place)
+            content = _content(source, values[columns[0]], place)
+            found = probe(content, place)
         except DataError as error:
             yield Problem.of(place, error)
             continue
         if found.animated:
             yield Problem(place, "has several frames; the first is used", severity="warning")
-        opener = partial(_open, source, table, row, columns[0], place)
-        yield ImageExample(place, caption, opener, (found.height, found.width))
+        where = (source, table, row, columns[0], place)
+        yield ImageExample(
+            place,
+            caption,
+            partial(_open, *where),
+            (found.height, found.width),
+            path=content if isinstance(content, Path) else None,
+            encoded=partial(_encoded, *where),
+            name=f"row {row}",
+        )
 
 
 def _load(source: Source) -> Any:
@@ -139,6 +148,11 @@ def _content(source: Source, value: object, place: str) -> bytes | Path:
     if not source.contains(path):
         raise DataError(f"{place}: the picture is outside the data folder: {printable(value)}")
     return path
+
+
+def _encoded(source: Source, table: Any, row: int, column: str, place: str) -> bytes:
+    content = _content(source, table[row][column], place)
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def _open(source: Source, table: Any, row: int, column: str, place: str) -> Image.Image:

@@ -56,4 +56,4 @@ def _example(record: Record) -> TextExample:
         raise DataError(f"{record.place}: `{request_key}` is empty")
     answer = text_of(record.fields[answer_key], record.place, answer_key)
     turns = [Message("user", request), Message("assistant", answer)]
-    return validated(record.place, [*system_turn(record), *turns])
+    return validated(record, [*system_turn(record), *turns])

@@ -56,7 +56,7 @@ def _example(record: Record) -> TextExample:
     messages = [
         _message(turn, f"{key}[{number}]", record.place) for number, turn in enumerate(turns)
     ]
-    return validated(record.place, [*system_turn(record), *messages])
+    return validated(record, [*system_turn(record), *messages])
 
 
 def _message(turn: object, name: str, place: str) -> Message:

@@ -60,7 +60,7 @@ def read_metadata(source: Source, section: ImageData) -> Iterator[Example | Prob
                 )
                 continue
             seen[file] = row.place
-            yield from picture(source.root / file, _beside(source, file), caption)
+            yield from picture(source, file, _beside(source, file), caption)
     if source.single:
         return
     for file in source.with_suffix(*PICTURE_SUFFIXES):

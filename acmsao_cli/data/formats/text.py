@@ -8,7 +8,15 @@ from pathlib import PurePosixPath
 
 from acmsao_cli.config.causal_lm import TextData
 from acmsao_cli.data.base import Example, Problem, TextExample
-from acmsao_cli.data.records import Record, converted, first_records, keys_of, read_text, text_of
+from acmsao_cli.data.records import (
+    Record,
+    converted,
+    first_records,
+    keys_of,
+    line_name,
+    read_text,
+    text_of,
+)
 from acmsao_cli.data.registry import data_format
 from acmsao_cli.data.source import Source
 from acmsao_cli.errors import DataError
@@ -44,7 +52,7 @@ def _example(record: Record) -> TextExample:
     text = text_of(record.fields[KEY], record.place, KEY)
     if not text.strip():
         raise DataError(f"{record.place}: `{KEY}` is empty")
-    return TextExample(record.place, text=text)
+    return TextExample(record.place, text=text, name=record.name)
 
 
 def _paragraphs(source: Source, file: PurePosixPath) -> Iterator[Example | Problem]:
@@ -61,4 +69,5 @@ def _paragraphs(source: Source, file: PurePosixPath) -> Iterator[Example | Probl
         if filled:
             paragraph = list(lines)
             words = "\n".join(line for _, line in paragraph)
-            yield TextExample(source.place(file, paragraph[0][0]), text=words)
+            line = paragraph[0][0]
+            yield TextExample(source.place(file, line), text=words, name=line_name(file, line))

@@ -25,6 +25,7 @@ from acmsao_cli.models.dtypes import DTYPES
 from acmsao_cli.models.lora import ADAPTER
 from acmsao_cli.models.merging import merged_weights
 from acmsao_cli.models.quiet import quiet_libraries
+from acmsao_cli.privacy import at_home
 from acmsao_cli.writing import staged
 
 PREFIX = "base_model.model."
@@ -127,7 +128,7 @@ def _adapter_config(model: Any, source: Source, recipe: CausalLmRecipe) -> Any:
     config = copy.copy(model.peft_config[ADAPTER])
     given = recipe.model.source
     is_hub = not given.startswith(builtin.PREFIX) and not Path(given).expanduser().exists()
-    config.base_model_name_or_path = given if is_hub else str(source.located.path)
+    config.base_model_name_or_path = given if is_hub else at_home(str(source.located.path))
     config.revision = recipe.model.revision
     config.task_type, config.inference_mode = "CAUSAL_LM", True
     return config
@@ -215,7 +216,7 @@ def describe(facts: TrainingFacts, recipe: CausalLmRecipe) -> dict[str, str]:
     """The training in words, for headers and the model card."""
     known = {
         "name": facts.name,
-        "base model": recipe.model.source,
+        "base model": at_home(recipe.model.source),
         "method": recipe.method.kind,
         "steps": facts.steps,
         "examples": facts.num_examples,

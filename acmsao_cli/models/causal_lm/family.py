@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from acmsao_cli.models.causal_lm.source import (
     build_without_weights,
     context_length,
     count,
+    files_of,
     find,
     load,
     load_tokenizer,
@@ -60,6 +61,11 @@ class CausalLmFamily:
             parameters={"model": count(model)},
             details=_details(recipe, source, type(model).__name__),
         )
+
+    def files(self, recipe: Recipe) -> Mapping[str, Path]:
+        """Weights, configuration and tokenizer."""
+        assert isinstance(recipe, CausalLmRecipe)
+        return files_of(find_for(recipe))
 
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> CausalLmTrainee:
         """The model with the recipe's method applied; the tokenizer is tried before any weight."""

@@ -7,6 +7,7 @@ configuration names.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from acmsao_cli.models.fitting import (
 )
 from acmsao_cli.models.locate import (
     Located,
+    by_name,
+    index_of,
     locate,
     read_json,
     require_plain_files,
@@ -37,6 +40,12 @@ from acmsao_cli.models.safetensors_header import Header, read_header
 
 # What is fetched of a hub id, and copied; pickles and other programs' weights are not.
 FILES = ("*.json", "model*.safetensors", "*.jinja", "*.txt", "*.model")
+
+# Of these, what decides how a text is read.
+TOKENIZER_FILES = (
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "*.jinja", "chat_template.json"),
+)
 
 # Buffers that old versions of transformers saved among the weights.
 FORGOTTEN_BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.masked_bias")
@@ -64,6 +73,14 @@ def find(source: str, revision: str | None) -> Located:
     located = locate(source, revision, single_file_allowed=False, patterns=FILES)
     require_plain_files(located.path, FILES)
     return located
+
+
+def files_of(located: Located) -> dict[str, Path]:
+    """What a training reads of a model's folder. Raises ModelError."""
+    folder = located.path
+    texts = (file for pattern in TOKENIZER_FILES for file in folder.glob(pattern))
+    weights = (index_of(folder, "model"), *weight_files(folder, "model"))
+    return by_name((folder / "config.json", *weights, *texts), folder)
 
 
 def longest(recipe: CausalLmRecipe, config: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -51,6 +51,11 @@ class SdxlFamily:
             parameters=source.num_parameters(),
             details={"prediction": _prediction_words(recipe, source), **source.notes},
         )
+
+    def files(self, recipe: Recipe) -> Mapping[str, Path]:
+        """The files of every component, and the settings."""
+        assert isinstance(recipe, SdxlRecipe)
+        return find_for(recipe)[1].files()
 
     def open(self, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> SdxlTrainee:
         """Load what the recipe trains onto `device`; what only encodes rests on the CPU."""

@@ -18,7 +18,7 @@ from acmsao_cli.models.fitting import (
     require_floats,
     shapes_of,
 )
-from acmsao_cli.models.locate import weight_files
+from acmsao_cli.models.locate import by_name, index_of, weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import read_header
 from acmsao_cli.models.safetensors_writer import DTYPES, entry, write_safetensors
@@ -29,7 +29,13 @@ from acmsao_cli.models.sdxl.components import (
     empty_component,
 )
 from acmsao_cli.models.sdxl.layout import clip_name
-from acmsao_cli.models.sdxl.settings import INDEX, Settings, read_settings, write_settings
+from acmsao_cli.models.sdxl.settings import (
+    INDEX,
+    Settings,
+    read_settings,
+    settings_files,
+    write_settings,
+)
 
 VARIANTS = ("", ".fp16")
 STEMS = {
@@ -100,6 +106,17 @@ class FolderSource:
             raise ModelError(f"{folder} cannot be loaded: {error}") from error
         require_fit(folder, report, is_forgotten)
         return module
+
+    def files(self) -> dict[str, Path]:
+        """Settings, and the weights of every component."""
+        weights = [file for component in CLASSES for file in self._weights(component)]
+        return by_name([*settings_files(self.path), *weights], self.path)
+
+    def _weights(self, component: str) -> list[Path]:
+        """A component's weight files, with the one that names them where there are several."""
+        files, variant = self._files(component)
+        stem = f"{STEMS[component]}.{variant}" if variant else STEMS[component]
+        return [index_of(self.path / component, stem), *files]
 
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A component through its library's own loader, which casts tensor by tensor."""

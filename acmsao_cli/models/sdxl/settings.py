@@ -31,6 +31,7 @@ from acmsao_cli.models.sdxl.components import (
 )
 
 INDEX = "model_index.json"
+ORIGIN = "_name_or_path"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 # All that the libraries read of a folder.
 FILES = (INDEX, "*/*.json", "*/*.txt", "*/*.safetensors")
@@ -75,6 +76,18 @@ def read_settings(path: Path) -> Settings:
         tokenizer=first,
         tokenizer_2=second,
     )
+
+
+def settings_files(path: Path) -> list[Path]:
+    """What `read_settings` reads."""
+    configs = [path / component / "config.json" for component in CLASSES]
+    words = [
+        file
+        for name in TOKENIZERS
+        for pattern in ("*.json", "*.txt")
+        for file in (path / name).glob(pattern)
+    ]
+    return [path / INDEX, path / "scheduler" / "scheduler_config.json", *configs, *words]
 
 
 def _read_index(path: Path) -> dict[str, object]:
@@ -157,6 +170,15 @@ def write_settings(parts: Components, folder: Path) -> None:
             config.save_pretrained(folder / component)
         for name in TOKENIZERS:
             _write_tokenizer(getattr(parts, name), folder / name)
+    for file in sorted(folder.rglob("*config.json")):
+        _forget_origin(file)
+
+
+def _forget_origin(file: Path) -> None:
+    """Leave out where the library read a component from: a path of this machine."""
+    settings = json.loads(file.read_text("utf-8"))
+    if settings.pop(ORIGIN, None) is not None:
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acmsao_cli.errors import ModelError
 from acmsao_cli.models.fitting import require_finite, require_floats
+from acmsao_cli.models.locate import by_name
 from acmsao_cli.models.safetensors_header import Header, read_header
 from acmsao_cli.models.safetensors_writer import DTYPES, Entry, entry, write_safetensors
 from acmsao_cli.models.sdxl.clip_tokenizer import clip_tokenizers
@@ -29,6 +30,7 @@ from acmsao_cli.models.sdxl.settings import (
     Settings,
     pack_settings,
     read_settings,
+    settings_files,
     unpack_settings,
 )
 from acmsao_cli.models.sdxl.shapes import derive_configs
@@ -48,7 +50,8 @@ class SingleFileSource:
         self.path = path
         self._header = read_header(path)
         _check_kind(self._header)
-        settings, self.notes = _settings(self._header, config)
+        self._config = _described_in(self._header, config)
+        settings, self.notes = _settings(self._header, self._config)
         self.settings: Settings = settings
         check_fit(settings.configs, path)
         self._modules = {component: self.sketch(component) for component in CLASSES}
@@ -61,6 +64,12 @@ class SingleFileSource:
             component: sum(parameter.numel() for parameter in module.parameters())
             for component, module in self._modules.items()
         }
+
+    def files(self) -> dict[str, Path]:
+        """The file, whatever it is called, and what is read of a folder that describes it."""
+        there = by_name(settings_files(self._config), self._config) if self._config else {}
+        described = {f"config/{name}": file for name, file in there.items()}
+        return {"model.safetensors": self.path, **described}
 
     def stored_dtype(self, component: str) -> torch.dtype:
         """That of most of a component's weights."""
@@ -148,17 +157,23 @@ def _check_kind(header: Header) -> None:
         )
 
 
+def _described_in(header: Header, config: Path | None) -> Path | None:
+    """The folder that describes the file: `config`, else one beside, unless its header does."""
+    if config is not None:
+        return config
+    if SETTINGS_KEY in header.metadata:
+        return None
+    beside = (header.path.with_suffix(""), header.path.parent)
+    return next((folder for folder in beside if (folder / INDEX).is_file()), None)
+
+
 def _settings(header: Header, config: Path | None) -> tuple[Settings, Mapping[str, str]]:
-    """From the folder `config`, else from our own header, a folder beside, or the shapes; with
-    notes on it.
-    """
+    """From the folder `config`, else from our own header, or the shapes; with notes on it."""
     path = header.path
-    if config is None and SETTINGS_KEY in header.metadata:
+    if config is not None:
+        return _marked(read_settings(config), header), {"configuration": f"from {config}"}
+    if SETTINGS_KEY in header.metadata:
         return _packed_settings(header), {}
-    for folder in (path.with_suffix(""), path.parent) if config is None else (config,):
-        if config is not None or (folder / INDEX).is_file():
-            settings = read_settings(folder)
-            return _marked(settings, header), {"configuration": f"from {folder}"}
     configs = derive_configs({name: tensor.shape for name, tensor in header.tensors.items()}, path)
     first, second = clip_tokenizers()
     settings = Settings(configs, SDXL_SCHEDULER, True, first, second)

@@ -36,6 +36,9 @@ class Source(Protocol):
     def num_parameters(self) -> dict[str, int]:
         """Weights by component, from the files' headers."""
 
+    def files(self) -> dict[str, Path]:
+        """Weights and settings, by names that stay where the model goes."""
+
     def stored_dtype(self, component: str) -> torch.dtype:
         """That of most of a component's weights."""
 

@@ -167,3 +167,24 @@ def test_a_spoilt_folder_is_refused_with_the_reason(spoil, folder, recipe):
 def test_a_file_is_not_a_model_folder(folder, recipe):
     with pytest.raises(ModelError, match="single file"):
         FAMILY.facts(recipe(folder / "model.safetensors"))
+
+
+def test_the_files_that_decide_are_weights_configuration_and_tokenizer(
+    folder, model, tokenizer, recipe, tmp_path
+):
+    for name in ("README.md", "training.json", "optimizer.bin"):
+        (folder / name).write_text("{}")
+    found = FAMILY.files(recipe(folder))
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(
+        found
+    )
+    assert not {"README.md", "training.json", "optimizer.bin", "generation_config.json"} & set(
+        found
+    )
+    assert all(path == folder / name for name, path in found.items())
+    shards = tmp_path / "shards"
+    model("llama").save_pretrained(shards, max_shard_size="20KB")
+    tokenizer().save_pretrained(shards)
+    names = set(FAMILY.files(recipe(shards)))
+    assert {file.name for file in shards.glob("model*")} <= names
+    assert len([name for name in names if name.startswith("model-")]) > 1

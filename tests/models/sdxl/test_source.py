@@ -480,3 +480,22 @@ def test_a_folder_that_is_named_describes_a_bare_single_file(
         FAMILY.facts(recipe_for(micro, model={"config": str(micro)}))
     with pytest.raises(ModelError, match="has no model_index"):
         FAMILY.facts(recipe_for(bare, model={"config": str(tmp_path)}))
+
+
+def test_the_files_that_decide_are_those_that_are_read(
+    copy: Path, single: Path, tmp_path: Path, recipe_for: RecipeFor
+) -> None:
+    of_folder = FAMILY.files(recipe_for(copy))
+    for component in CLASSES:
+        assert f"{component}/config.json" in of_folder
+        assert [name for name in of_folder if name.startswith(f"{component}/")][1:] != []
+    assert {"model_index.json", "scheduler/scheduler_config.json"} <= of_folder.keys()
+    assert all(path == copy / name for name, path in of_folder.items())
+    renamed = tmp_path / "renamed.safetensors"
+    shutil.copy(single, renamed)
+    assert FAMILY.files(recipe_for(renamed)) == {"model.safetensors": renamed}
+    bare = plain_file(single, tmp_path / "bare.safetensors")
+    named = FAMILY.files(recipe_for(bare, model={"config": str(copy)}))
+    assert named.pop("model.safetensors") == bare
+    assert "config/unet/config.json" in named
+    assert not [name for name in named if name.endswith(".safetensors")]
