@@ -30,7 +30,7 @@ def stepped(case: Case, block: int) -> dict[str, torch.Tensor]:
     optimizer = ComposedOptimizer(
         named, case.pipeline, lr=0.01, weight_decay=0.1, stacking=stacking
     )
-    for _ in range(3):
+    for _ in range(2):
         for _, parameter in named:
             parameter.grad = torch.randn(parameter.shape, generator=generator).to(case.dtype)
         optimizer.step()
