@@ -199,9 +199,9 @@ class Disk:
     free: Callable[[], object]
 
 
-@pytest.fixture(params=["a small disk", "a quota"])
-def disk(request: Any, tmp_path: Path) -> Iterator[Disk]:
-    """A file system of its own where mounting is allowed; and a bound on the size of files."""
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of its own where mounting is allowed, else a bound on the size of files."""
     path = tmp_path / "disk"
     path.mkdir()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -210,8 +210,7 @@ def disk(request: Any, tmp_path: Path) -> Iterator[Disk]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
     quota = Disk(path, lambda: bound(1), lambda: bound(soft))
-    small = ("-t", "tmpfs", "-o", "size=6m", "tmpfs", str(path))
-    if request.param == "a quota" or not mounted(*small):
+    if not mounted("-t", "tmpfs", "-o", "size=6m", "tmpfs", str(path)):
         yield quota
         quota.free()
         return
