@@ -123,15 +123,15 @@ def event(decided: Decided) -> dict[str, Any]:
 
 def rows(decided: Decided) -> Iterator[tuple[str, str]]:
     """The plan for people."""
-    from acmsao_cli.cli.describe import (
+    from acmsao_cli.config.auto import ALL_BLOCKS
+    from acmsao_cli.engine.report import human_bytes
+    from acmsao_cli.launch.words import (
         decided_words,
         method_words,
         model_words,
         optimizer_words,
         sizes_words,
     )
-    from acmsao_cli.config.auto import ALL_BLOCKS
-    from acmsao_cli.engine.report import human_bytes
     from acmsao_cli.memory.fit import bounds
 
     made, recipe = decided.plan, decided.config.recipe

@@ -13,12 +13,8 @@ import typer
 from acmsao_cli.cli.options import AllowChangedOption, JsonOption
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from acmsao_cli.config.recipe import RunConfig
-    from acmsao_cli.engine.events import Listener
     from acmsao_cli.engine.folder import RunFolder
-    from acmsao_cli.identity import Kind
 
 
 def resume(
@@ -34,25 +30,29 @@ def resume(
     json: JsonOption = False,
 ) -> None:
     """Continue a run with the settings it has."""
-    from acmsao_cli.cli import train
-    from acmsao_cli.engine.compose import require_composed
+    from acmsao_cli.cli.train import refuse_to_be_one_of_several, require_output
     from acmsao_cli.errors import ConfigError
 
     if steps is not None and not verify:
         raise ConfigError(
             "--steps is for --verify", hint="training.steps decides how long a run is"
         )
-    train.refuse_to_be_one_of_several(os.environ)
+    refuse_to_be_one_of_several(os.environ)
     run = run.expanduser()
-    train.require_output(run, "auto")
+    require_output(run, "auto")
     config, folder = as_it_is(run)
+    from acmsao_cli.cli.listening import listen
+    from acmsao_cli.engine.compose import require_composed
+    from acmsao_cli.launch import run as launch
+    from acmsao_cli.launch import verify as again
+
     require_composed(config)
     with ExitStack() as stack:
-        listener = train.listen(stack, json)
+        listener = listen(stack, json)
         if verify:
-            compare(config, folder, steps or 8, allow_changed or [], listener)
+            again.verify(config, folder, steps or 8, allow_changed or [], listener)
         else:
-            train.run(config, run, "auto", allow_changed or [], listener)
+            launch.run(config, run, "auto", allow_changed or [], listener)
 
 
 def as_it_is(path: Path) -> tuple[RunConfig, RunFolder]:
@@ -69,47 +69,3 @@ def as_it_is(path: Path) -> tuple[RunConfig, RunFolder]:
             hint="name a folder like runs/NAME-001",
         )
     return replace(resolved(str(folder.recipe), "none", None), name=name), folder
-
-
-def compare(
-    config: RunConfig,
-    folder: RunFolder,
-    num_steps: int,
-    allow_changed: Sequence[Kind],
-    listener: Listener,
-) -> None:
-    """Take steps again. Raises CheckpointError that says what did not come out as it was."""
-    from acmsao_cli.cli.train import NEW, identified, read_examples
-    from acmsao_cli.engine.assemble import assemble, restore
-    from acmsao_cli.engine.continuation import as_begun, check_continuation, without_effect
-    from acmsao_cli.engine.events import Notice
-    from acmsao_cli.engine.replay import passage, replay
-    from acmsao_cli.engine.report import read_metrics
-    from acmsao_cli.engine.signals import stop_on_signal
-    from acmsao_cli.errors import CheckpointError
-
-    with stop_on_signal(), folder.locked():
-        chosen = passage(folder, read_metrics(folder.metrics), num_steps)
-        known = folder.data_items()
-        config, reading = read_examples(config, listener, known)
-        reading = as_begun(reading, chosen.checkpoint)
-        told = without_effect(allow_changed, NEW)
-        if chosen.checkpoint:
-            reading, data = identified(config, reading, known, listener)
-            told = check_continuation(
-                config, data, folder, chosen.checkpoint, allow_changed, listener
-            ).told()
-        for notice in told:
-            listener(Notice(notice))
-        run = assemble(config, reading, listener, continued=chosen.checkpoint is not None)
-        if chosen.checkpoint:
-            restore(run, chosen.checkpoint, listener)
-        began = "the beginning" if run.step == 0 else f"step {run.step}"
-        wrong = next(replay(run, folder, chosen.rows, listener), None)
-    if wrong:
-        raise CheckpointError(
-            f"{folder.path} does not come to the same bits: {wrong}",
-            hint="another machine, another number of threads or other versions of the libraries "
-            "compute with other last digits; the run can go on all the same",
-        )
-    listener(Notice(f"{len(chosen.rows)} steps from {began} came out the same to the bit"))

@@ -31,7 +31,7 @@ PATIENCE = 300.0
 SLICE: Final = 1.0
 # Items for each worker that may be begun before the one that is wanted has been taken.
 AHEAD: Final = 2
-# A worker that cannot even be killed waits for a disk that is gone; nobody waits for it longer.
+# A worker that cannot even be killed waits for a disk that is gone; nobody waits longer for it.
 TO_END: Final = 5.0
 
 # What a terminal, a batch system or a user sends to all processes of a run: the parent answers.
@@ -95,7 +95,7 @@ class Worker:
         try:
             self.connection.send_bytes(work)
         except OSError:
-            raise died(self.process.wait(), None) from None
+            raise died(self.ended(), None) from None
         self.has = number
 
     def take(self, place: str) -> Any:
@@ -106,11 +106,19 @@ class Worker:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
-            raise died(self.process.wait(), place) from None
+            raise died(self.ended(), place) from None
         self.has = None
         if isinstance(answer, Raised):
             raise answer.here()
         return answer
+
+    def ended(self) -> int:
+        """The exit code, or less than 0 a signal's number, of a worker that hung up."""
+        try:
+            return self.process.wait(TO_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait(TO_END)
 
 
 @dataclass

@@ -21,7 +21,7 @@ FILES = sorted(set(PACKAGE.rglob("*.py")) - ROOT)
 # Each may import those before it.
 ORDER = (
     *("builtin", "errors", "privacy", "writing", "versions", "identity", "config", "optim"),
-    *("data", "models", "checkpoint", "engine", "memory", "bench", "cli"),
+    *("data", "models", "checkpoint", "engine", "memory", "bench", "launch", "cli"),
 )
 # Beyond the order: the optimizer could be a package of its own.
 ONLY = {"optim": {"errors"}, "config": {"builtin", "errors", "privacy"}}

@@ -1,17 +1,13 @@
-"""A run in words: what it is about to do, and what to type after it."""
+"""What a run is about to do, in words."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from acmsao_cli import builtin
 from acmsao_cli.config.parts import called
-from acmsao_cli.engine.events import Finished, Started
+from acmsao_cli.engine.events import Started
 from acmsao_cli.engine.report import human_bytes, human_count, joined
-from acmsao_cli.privacy import HOME
 
 if TYPE_CHECKING:
     from acmsao_cli.config.recipe import Recipe
@@ -119,20 +115,3 @@ def decided_words(decided: Decided) -> str:
 def sizes_words(sizes: Mapping[str, int]) -> str:
     """Names and sizes, those that are something."""
     return joined(f"{name} {human_bytes(size)}" for name, size in sizes.items() if size)
-
-
-def next_command(event: Finished) -> str:
-    """What a user types next: from the quickstarts to a recipe of their own, else to the result."""
-    summary = event.summary
-    if builtin.name_in(str(summary.get("model", ""))) is not None:
-        recipe = "sdxl-lora" if summary.get("family") == "sdxl" else "llm-lora"
-        return f"acmsao recipes copy {recipe} my-{recipe}.yaml"
-    return f"ls {quoted(event.folder / 'final')}"
-
-
-def quoted(path: Path) -> str:
-    """The path for a shell, which knows `~` only where it is not quoted."""
-    home, slash, rest = str(path).partition("/")
-    if home == HOME and slash:
-        return f"{HOME}/{shlex.quote(rest)}"
-    return shlex.quote(str(path))
