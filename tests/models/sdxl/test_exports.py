@@ -180,10 +180,16 @@ def test_a_whole_model_comes_back_from_both_formats(
     trainee = trained(recipe_for(folder_of(widths), method=method, data=data))
     files = exported(trainee, tmp_path)
     assert set(files) == {"diffusers", "single-file"}
-    expected = latents(trainee.parts.pipeline())
-    torch.testing.assert_close(latents(plain_pipeline(files["diffusers"].path)), expected)
     again = FAMILY.open(recipe_for(files["single-file"].path), CPU, torch.float32)
-    torch.testing.assert_close(latents(again.parts.pipeline()), expected)
+    was = trainee.parts.pipeline()
+    expected = latents(was)
+    for pipeline in (plain_pipeline(files["diffusers"].path), again.parts.pipeline()):
+        for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            weights = getattr(was, component).state_dict()
+            for name, value in getattr(pipeline, component).state_dict().items():
+                assert torch.equal(value, weights[name]), (component, name)
+        # The same weights at other addresses are multiplied in another order on some processors.
+        torch.testing.assert_close(latents(pipeline), expected, rtol=1e-5, atol=1e-4)
     assert again.diffusion.prediction == widths.prediction
 
 
