@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from acmsao_cli.cli.app import main
+
+# What a terminal obeys instead of showing it.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LONGEST = 4000
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,21 @@ class Outcome:
 
 
 Acmsao = Callable[..., Outcome]
+
+
+def refused(outcome: Outcome, code: int, *words: str) -> None:
+    """The outcome is an error of this code that says these words in a few lines that a terminal
+    shows as they are, without a traceback.
+    """
+    assert outcome.code == code, outcome.err
+    assert "error: " in outcome.err
+    assert "Traceback" not in outcome.err
+    said = " ".join(outcome.err.split())
+    for word in words:
+        assert word in said, outcome.err
+    assert len(outcome.err) < LONGEST, outcome.err[:LONGEST]
+    for text in (outcome.out, outcome.err):
+        assert not UNSEEN.search(text), ascii(text)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ start removes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,8 @@ from acmsao_cli.writing import HashedFile, flush_folder, flushed, own_folder, re
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+# In the manifest: a hash of all else in it.
+SEAL = "sha256"
 NAME = re.compile(r"step-(\d{8})")
 # Beside the place of a checkpoint that is being replaced: what was there.
 FORMER = ".former.tmp"
@@ -82,7 +85,8 @@ class CheckpointStore:
                 for name, tensors in files.items()
             }
             manifest = {"format": FORMAT, "step": step, "files": entries, "header": dict(header)}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            sealed = json.dumps({**manifest, SEAL: seal_of(manifest)}, indent=1)
+            (temporary / MANIFEST).write_text(sealed, encoding="utf-8")
             flushed(temporary / MANIFEST)
             flush_folder(temporary)
             self._put_in_place(temporary, target)
@@ -209,24 +213,32 @@ def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the checkpoint at `path`: every file present, of its size and hash."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, step, header = manifest["format"], int(manifest["step"]), manifest["header"]
-        entries = {str(name): dict(entry) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
+    file = path / MANIFEST
+    if not file.is_file():
         raise CheckpointError(
             f"{path} is not a checkpoint: it has no {MANIFEST}",
             hint="name a folder like RUN/checkpoints/step-00000200",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path / MANIFEST} cannot be read: {error}") from None
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version, seal = manifest["format"], manifest.pop(SEAL, None)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {file} cannot be read: {error}", hint=OLDER) from None
     if version != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} has format {version}; this version of acmsao reads {FORMAT}"
         )
-    for name, entry in entries.items():
+    if seal != seal_of(manifest):
+        raise CheckpointError(f"checkpoint file {file} was changed or damaged", hint=OLDER)
+    for name, entry in manifest["files"].items():
         check_file(path / name, entry)
-    return Checkpoint(path, step, header)
+    return Checkpoint(path, manifest["step"], manifest["header"])
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """A hash of what a manifest says, as it comes back when it is read."""
+    read_back = json.loads(json.dumps(manifest))
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 def check_file(file: Path, entry: Mapping[str, Any]) -> None:

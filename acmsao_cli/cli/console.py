@@ -14,7 +14,7 @@ from acmsao_cli.errors import AcmsaoError
 from acmsao_cli.privacy import private, private_values
 
 # What could move a terminal's cursor or turn its text around, when a file name or a key is echoed.
-UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 WIDEST, NARROWEST = 120, 30
 

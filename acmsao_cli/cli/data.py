@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from acmsao_cli.cli.console import safe
 from acmsao_cli.cli.options import PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
 
@@ -38,13 +39,13 @@ def check(
     section = config.recipe.data
     reading = decoded(read(section), section)
     for name, value in summarise(reading, section):
-        typer.echo(f"{name}: {value}")
+        typer.echo(safe(f"{name}: {value}"))
     for problem in reading.problems:
         typer.echo(problem_line(problem))
     if show and reading.examples:
         family = catalog.family(config.recipe.model.family)
         for text in family.preview(config.recipe, reading.examples[:show]):
-            typer.echo(f"\n{text}")
+            typer.echo(safe(f"\n{text}"))
     require(reading, section)
 
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
+from acmsao_cli.cli.console import safe
 from acmsao_cli.cli.outlet import outlet
 from acmsao_cli.engine.events import (
     Event,
@@ -126,6 +127,11 @@ def event_as_dict(event: Event) -> dict[str, Any]:
 STARTING = "starting"
 
 
+def shown(text: str) -> str:
+    """`text` as it is: neither rich nor the terminal takes anything in it for a command."""
+    return escape(safe(text))
+
+
 class RateColumn(ProgressColumn):
     """Loss, speed, time left and memory of the last step."""
 
@@ -231,15 +237,15 @@ class Display:
                 self.console.print(replayed_line(event), markup=False, soft_wrap=True)
             case Saved(kind="checkpoint"):
                 if not self.live:
-                    self.console.print(f"saved {event.path}", markup=False, soft_wrap=True)
+                    self.console.print(shown(f"saved {event.path}"), soft_wrap=True)
             case Notice():
-                self.console.print(f"[yellow]note:[/] {escape(event.text)}", soft_wrap=True)
+                self.console.print(f"[yellow]note:[/] {shown(event.text)}", soft_wrap=True)
             case Finished():
                 self.show_end(event)
 
     def show_start(self, event: Started) -> None:
         """What is about to be done."""
-        self.console.print(f"[bold]acmsao train {escape(event.name)}[/]")
+        self.console.print(f"[bold]acmsao train {shown(event.name)}[/]")
         self.show_table(event.facts)
         if event.resumed_from is not None:
             self.console.print(f"  continuing at step {event.resumed_from}")
@@ -248,7 +254,7 @@ class Display:
         """Names and values in two columns."""
         width = max(len(name) for name in facts)
         for name, value in facts.items():
-            self.console.print(f"  [dim]{name:<{width}}[/]  {escape(value)}", soft_wrap=True)
+            self.console.print(f"  [dim]{name:<{width}}[/]  {shown(value)}", soft_wrap=True)
 
     def show_work(self, event: Working) -> None:
         """A bar for the time the work takes."""
@@ -291,7 +297,7 @@ class Display:
         summary = event.summary
         self.console.print(f"[bold green]done[/] in {clock(round(summary['seconds']))}")
         self.show_table(end_facts(event))
-        self.console.print(f"  next: [bold]{escape(self.next_command(event))}[/]", soft_wrap=True)
+        self.console.print(f"  next: [bold]{shown(self.next_command(event))}[/]", soft_wrap=True)
 
 
 def end_facts(event: Finished) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from acmsao_cli.cli.console import safe
 from acmsao_cli.cli.quiet import quiet_libraries
 
 app = typer.Typer(help="Model families and the models shipped inside.", no_args_is_help=True)
@@ -47,4 +48,4 @@ def export(
     from acmsao_cli.models.copying import export_model
 
     for path in export_model(source, directory, layout.value if layout else None):
-        typer.echo(path)
+        typer.echo(safe(str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,9 @@ def resume(
         raise ConfigError(
             "--steps is for --verify", hint="training.steps decides how long a run is"
         )
+    train.refuse_to_be_one_of_several(os.environ)
+    run = run.expanduser()
+    train.require_output(run, "auto")
     config, folder = as_it_is(run)
     require_composed(config)
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from acmsao_cli.cli.console import print_json, print_table
+from acmsao_cli.cli.console import print_json, print_table, safe
 from acmsao_cli.cli.options import JsonOption, PresetOption, RecipeArgument, SetOption
 from acmsao_cli.cli.quiet import quiet_libraries
 
@@ -39,7 +39,7 @@ def validate(
         )
         return
     under = f" under preset {config.preset}" if config.preset else ""
-    print(f"{recipe} is valid{under}")
+    print(safe(f"{recipe} is valid{under}"))
     print_table([(f"  {key}", value) for key, value in summary(config.recipe)])
 
 

@@ -34,7 +34,8 @@ from acmsao_cli.privacy import without_secrets
 
 MAX_BYTES = 128 * 1024  # about half a second to read; a recipe has a few thousand bytes
 MAX_DEPTH = 16
-MAX_DIGITS = 40  # Python refuses to read endless whole numbers, and nothing here is larger
+MAX_DIGITS = 40  # Python refuses to read endless whole numbers
+LARGEST = 2**31 - 1  # of whole numbers: no setting means more, and tensors do not count so far
 
 NULL = re.compile(r"(?:null|Null|NULL|~)?")
 BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -212,7 +213,11 @@ class _Reader:
             return text
         if len(text) > MAX_DIGITS and (INT.fullmatch(text) or FLOAT.fullmatch(text)):
             raise self._refusal(event, f"a number of {len(text)} digits", "shorten it, or quote it")
-        return resolve_scalar(text)
+        value = resolve_scalar(text)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            what = f"the number {value}, which is above {LARGEST},"
+            raise self._refusal(event, what, "shorten it, or quote it")
+        return value
 
     def _place(self, line: int) -> str:
         return f"{self.shown}:{line}" if self.numbered else self.shown

@@ -18,6 +18,7 @@ from acmsao_cli.config.sections import (
     RecipeBase,
 )
 
+Side = Annotated[int, Field(ge=1, le=8192)]
 TextEncoders = Annotated[
     bool, Field(description="train both text encoders too; else only the UNet")
 ]
@@ -100,8 +101,8 @@ class ImageSamples(Section):
     guidance: Annotated[FiniteFloat, Field(ge=0)] = Field(
         5.0, description="classifier-free guidance"
     )
-    width: Count | None = Field(None, description="pixels; none is data.resolution")
-    height: Count | None = Field(None, description="pixels; none is data.resolution")
+    width: Side | None = Field(None, description="pixels; none is data.resolution")
+    height: Side | None = Field(None, description="pixels; none is data.resolution")
 
 
 class SdxlLoss(Section):

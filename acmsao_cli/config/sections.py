@@ -97,7 +97,9 @@ class TrainingSection(Section):
         None, description="optimizer steps; exactly one of steps and epochs"
     )
     epochs: Count | None = Field(None, description="passes over the data")
-    batch_size: Count = Field(1, description="examples per micro-batch")
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        1, description="examples per micro-batch"
+    )
     accumulation: Count = Field(1, description="micro-batches per optimizer step")
     clip_norm: PositiveFloat | None = Field(
         1.0, description="bound on the global gradient norm; null for none"

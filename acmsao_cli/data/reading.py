@@ -161,7 +161,8 @@ def _nothing(source: Source, known: Sequence[DataFormat]) -> DataError:
         f"\n  {advice}" for suffix, advice in CONVERSIONS.items() if any(source.with_suffix(suffix))
     ]
     return DataError(
-        f"{printable(source.name)}: no {known[0].kind} to train on; it holds {source.contents()}",
+        f"{printable(source.name)}: no {known[0].kind} to train on; it holds {source.contents()}"
+        f"{listed(source.problems)}",
         hint=f"accepted is{accepted}{''.join(conversions)}",
     )
 

@@ -86,15 +86,33 @@ def records(source: Source, file: PurePosixPath) -> Iterator[Record | Problem]:
         yield Problem(whole, f"cannot be read: {reason(error)}")
 
 
+class _TwiceError(ValueError):
+    """A key that an object has twice; JSON would let the last one win."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
 def _object(line: bytes, place: str) -> dict[str, Any] | None:
     """The JSON object on a line, None for an empty line."""
     text = decode(line, place).strip()
     if not text:
         return None
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except _TwiceError as error:
+        raise DataError(f"{place}: `{printable(error.key, 40)}` stands twice") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON that can be read: {reason(error)}") from error
     if not isinstance(value, dict):

@@ -66,7 +66,8 @@ class RunFolder:
         return from_json(read_object(self.path / MODEL).get("items"))
 
     def _keep(self, name: str, items: Manifest, **more: Any) -> None:
-        head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in more.items())
+        told = private_values(more)
+        head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in told.items())
         write_whole(self.path / name, f'{{{head}"items": {as_json(items)}}}\n')
 
     @property

@@ -88,13 +88,16 @@ class Estimates:
         state = 0 if streams and full else self.state(recipe).device
         kept = not (full and recipe.optimizer.fused_backward and training.accumulation == 1)
         gradients = sum(self._trained) if kept else max(self._trained)
+        offloaded = bool(value_of(recipe, OFFLOADING))
         activations = self.trainee.activation_bytes(
             training.batch_size,
             checkpointed=bool(value_of(recipe, CHECKPOINTING)),
-            offloaded=bool(value_of(recipe, OFFLOADING)),
+            offloaded=offloaded,
         )
-        # Full gradients come while activations go; at the end there are no activations.
-        high = max(activations, gradients) if full else activations + gradients
+        # Gradients come while activations go; but those of an earlier micro-batch are there from
+        # the start, and offloaded activations are as many at the end.
+        alternate = training.accumulation == 1 and (full or not offloaded)
+        high = max(activations, gradients) if alternate else activations + gradients
         workspace = min(WORKSPACE_BYTES, 8 * max(self._trained))
         tensors = self._weights - away + state + high + workspace
         return int(SLACK * tensors) + self._context

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from acmsao_cli import builtin
 from acmsao_cli.errors import ConfigError, ModelError
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle"})
+# Far above any tokenizer or index of shards, far below what would stall a machine.
+MAX_TEXT_BYTES = 128 * 2**20
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -45,7 +48,7 @@ def locate(
         return Located(source, _builtin(inside), "folder")
     if path.exists():
         _refuse_revision(source, revision)
-        return _local(source, path.resolve(), single_file_allowed)
+        return _local(source, path, single_file_allowed)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _pickled(source)
     if _looks_like_path(source):
@@ -82,7 +85,8 @@ def _pickled(source: str | Path) -> ModelError:
 
 def _local(source: str, path: Path, single_file_allowed: bool) -> Located:
     if path.is_dir():
-        return Located(source, path, "folder")
+        return Located(source, path.resolve(), "folder")
+    path = path.absolute()  # not resolved: in the hub's cache only links have the name's ending
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _pickled(path)
     if not path.is_file() or path.suffix.lower() != ".safetensors":
@@ -155,8 +159,28 @@ def _from_hub(source: str, revision: str | None, patterns: Sequence[str]) -> Pat
         ) from error
 
 
+def require_plain_files(folder: Path, patterns: Sequence[str]) -> None:
+    """Refuse what the libraries would wait for or never finish: pipes, devices, endless texts.
+
+    Looks at what `patterns` name in `folder`. Raises ModelError naming the file.
+    """
+    for path in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from error
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise ModelError(f"{path} is not a regular file")
+        if path.suffix != ".safetensors" and found.st_size > MAX_TEXT_BYTES:
+            raise ModelError(
+                f"{path} has {found.st_size} bytes; at most {MAX_TEXT_BYTES} are read",
+                hint="it is not what its name says; download the model again",
+            )
+
+
 def read_json(path: Path) -> dict[str, object]:
     """A model's JSON file. Raises ModelError naming it."""
+    require_plain_files(path.parent, [path.name])
     try:
         with path.open(encoding="utf-8") as file:
             found = json.load(file)

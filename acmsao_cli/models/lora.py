@@ -93,25 +93,32 @@ def _check_adaptable(ending: str, matched: Mapping[str, nn.Module]) -> None:
             )
 
 
-def check_rank(method: Lora, layers: Iterable[nn.Module]) -> None:
-    """Refuse a rank that no layer can use.
+def check_rank(method: Lora, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse a rank that no layer, by name, can use.
 
     Above a layer's smaller side an adapter is only wasteful, so a mixed case passes, as in peft.
     """
-    widest = max(_largest_rank(layer) for layer in layers)
+    name = max(layers, key=lambda name: _largest_rank(layers[name]))
+    widest, largest = _largest_rank(layers[name]), _sides(layers[name])
     if method.rank > widest:
         raise ConfigError(
-            f"method.rank is {method.rank}, but the widest targeted layer has rank {widest}",
+            f"method.rank is {method.rank}, but of the targeted layers the widest, {name} "
+            f"({largest[0]} x {largest[1]}), has rank {widest}",
             hint=f"a rank of at most {widest} says all this model can learn; 4 to 32 is usual",
         )
 
 
 def _largest_rank(layer: nn.Module) -> int:
+    return min(_sides(layer))
+
+
+def _sides(layer: nn.Module) -> tuple[int, int]:
+    """Of the layer's weight as a matrix."""
     assert isinstance(layer, ADAPTABLE)
     if isinstance(layer, nn.Linear):  # the weight itself may be packed
-        return min(layer.in_features, layer.out_features)
+        return layer.out_features, layer.in_features
     rows = layer.weight.shape[0]
-    return min(rows, layer.weight.numel() // rows)
+    return rows, layer.weight.numel() // rows
 
 
 def lora_config(
@@ -137,7 +144,7 @@ def attach_lora(
     matched = {
         name: module for end in endings for name, module in matching_layers(model, end).items()
     }
-    check_rank(method, matched.values())
+    check_rank(method, matched)
     model.requires_grad_(False)
     transposed = any(isinstance(module, Conv1D) for module in matched.values())
     config = lora_config(method, endings, fan_in_fan_out=transposed)

@@ -21,6 +21,7 @@ from acmsao_cli.errors import ModelError
 # Far above any real model (SDXL: 2515 tensors, 0.4 MB), far below what would stall a machine.
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 100_000
+OFFSETS = b'"data_offsets"'
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -28,6 +29,7 @@ DTYPE_BYTES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
 
 # How files that only bear the name begin, and what they are.
 IMPOSTORS = {
@@ -86,8 +88,6 @@ def read_header(path: Path) -> Header:
         file.seek(8)
         entries = _parse(path, file.read(header_bytes))
     metadata = _metadata(path, entries.pop("__metadata__", {}))
-    if len(entries) > MAX_TENSORS:
-        raise _damaged(path, f"it lists {len(entries)} tensors; at most {MAX_TENSORS} are read")
     ranges = {name: _entry(path, name, entry) for name, entry in entries.items()}
     _check_ranges(path, ranges, file_bytes - 8 - header_bytes)
     return Header(path, {name: info for name, (info, _, _) in ranges.items()}, metadata)
@@ -135,13 +135,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    _check_count(path, text.count(OFFSETS))  # parsing them all would take its time
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header cannot be read ({error})") from error
     if not isinstance(entries, dict):
         raise _damaged(path, "its header is not a table of tensors")
+    _check_count(path, len(entries))
     return entries
+
+
+def _check_count(path: Path, listed: int) -> None:
+    if listed > MAX_TENSORS:
+        raise _damaged(path, f"it lists {listed} tensors; at most {MAX_TENSORS} are read")
 
 
 def _metadata(path: Path, found: object) -> dict[str, str]:

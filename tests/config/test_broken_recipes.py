@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from acmsao_cli.config.layers import Request, resolve
 from acmsao_cli.config.locate import locate
-from acmsao_cli.config.reading import MAX_BYTES, read_file
 from acmsao_cli.errors import ConfigError
 
 Refusal = Callable[..., ConfigError]
@@ -409,32 +406,6 @@ def test_clashing_keys_are_blamed_where_the_later_layer_wrote_one(
     error = refusal(causal_lm.replace("steps: 10", "steps: 10, clip_norm: 1.0"), preset="16gb")
     assert "cannot clip the global norm" in error.message
     assert error.message.endswith("in r.yaml:4")
-
-
-@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "hello", "null", "3"])
-def test_a_file_without_sections_is_refused(refusal: Refusal, text: str) -> None:
-    assert "r.yaml must hold sections" in refusal(text).message
-
-
-def test_files_that_are_not_text_are_refused(here: Path) -> None:
-    (here / "a.yaml").write_bytes(b"model:\n  family: \xff\n")
-    (here / "b.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
-    (here / "c.yaml").mkdir()
-    for name, says in {
-        "a.yaml": "a.yaml:2 is not UTF-8",
-        "b.yaml": "b.yaml is larger than 128 KiB",
-        "c.yaml": "c.yaml is a folder",
-    }.items():
-        with pytest.raises(ConfigError, match=says):
-            resolve(Request(name))
-
-
-def test_a_device_or_pipe_is_refused_without_waiting(here: Path) -> None:
-    os.mkfifo(here / "pipe.yaml")
-    with pytest.raises(ConfigError, match="is not a regular file"):
-        resolve(Request("pipe.yaml"))
-    with pytest.raises(ConfigError, match="is not a regular file"):
-        read_file(Path("/dev/zero"), "/dev/zero")
 
 
 def test_unknown_names_and_paths_are_told_with_the_nearest(here: Path) -> None:

@@ -10,52 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import refused
 
 from acmsao_cli.data import pictures
 from acmsao_cli.engine.folder import RunFolder
 
 
-def refused(outcome: Any, code: int, *words: str) -> None:
-    """The outcome is an error of this code that says these words, without a traceback."""
-    assert outcome.code == code, outcome.err
-    assert "error: " in outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in outcome.err
-
-
 def test_a_recipe_that_does_not_exist(acmsao: Any) -> None:
     refused(acmsao("train", "quikstart"), 2, "did you mean `quickstart`")
     refused(acmsao("train", "missing.yaml"), 2, "missing.yaml")
-
-
-def test_a_model_that_does_not_exist_leaves_no_run(acmsao: Any, lm: Path) -> None:
-    refused(acmsao("train", str(lm), "-s", "model.source=./nowhere"), 3, "nowhere")
-    refused(acmsao("train", str(lm), "-s", "model.source=no-such/model"), 3, "no-such/model")
-    assert not list(Path("runs").glob("*"))
-
-
-def test_pickled_weights_are_refused_unopened(acmsao: Any, lm: Path, shelf: Path) -> None:
-    folder = Path("pickled")
-    folder.mkdir()
-    for file in (shelf / "lm").glob("*.json"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
-    refused(acmsao("train", str(lm), "-s", "model.source=./pickled"), 3, "pickle")
-    assert not Path("canary").exists()
-
-
-def test_data_that_cannot_be_read(acmsao: Any, sdxl: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "a.png").write_bytes(b"")
-    (broken / "a.txt").write_text("a picture")
-    refused(acmsao("train", str(sdxl), "-s", "data.source=./broken"), 3, "a.png")
-    refused(acmsao("train", str(sdxl), "-s", "data.source=./nowhere"), 3, "nowhere")
-
-
-def test_a_batch_larger_than_the_data(acmsao: Any, lm: Path) -> None:
-    refused(acmsao("train", str(lm), "-s", "training.batch_size=64"), 3, "training.batch_size=10")
 
 
 def test_a_folder_in_use(acmsao: Any, lm: Path) -> None:
@@ -111,37 +74,10 @@ def test_a_place_that_cannot_be_written(acmsao: Any, lm: Path) -> None:
     refused(acmsao("train", str(lm), "-o", "file/run"), 6, "cannot write")
 
 
-def test_a_run_that_diverges_names_the_last_good_checkpoint(
-    acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outcome = acmsao(
-        *("train", str(lm), "-s", "optimizer.lr=1e30", "-s", "training.clip_norm=null"),
-        *("-s", "checkpoint.every=1", "--json"),
-    )
-    refused(outcome, 7, "not finite", "checkpoint")
-    last = json.loads(outcome.out.splitlines()[-1])
-    assert (last["event"], last["exit_code"]) == ("error", 7)
-
-
 def test_a_run_that_does_not_fit_says_what_would_help(acmsao: Any, lm: Path) -> None:
     outcome = acmsao("train", str(lm), "-s", "memory.budget_gib=0.0001")
     refused(outcome, 8, "weights", "--set optimizer.storage=factored")
     assert not list(Path("runs").glob("*"))
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "training.device=cuda:7",
-        "method.rank=four",
-        "training.steps=0",
-        "optimizer.name=adamx",
-        "optimizer.lr=-1",
-        "samples.prompts=nothing",
-    ],
-)
-def test_settings_that_cannot_be_honoured(acmsao: Any, sdxl: Path, setting: str) -> None:
-    refused(acmsao("train", str(sdxl), "-s", setting), 2, setting.partition("=")[0])
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,16 +93,36 @@ def pairs(row: dict[str, Any]) -> set[tuple[str, str, str, str]]:
 
 def every_case() -> list[Case]:
     """Every combination that its parts do not refuse, and each rule plain."""
-    cases = [Case(build_pipeline(name), torch.float32) for name in rule.parts]
-    for options in combinations():
+    plain = [Case(build_pipeline(name), torch.float32) for name in rule.parts]
+    return list(dict.fromkeys([*plain, *(case for _, case in _composed())]))
+
+
+def cases_with_every_choice(times: int) -> list[Case]:
+    """Few combinations, among which each choice of each station occurs so often, if it can."""
+    found: list[Case] = []
+    rows = [(set(row.items()), case) for row, case in _composed()]
+    for _ in range(times):
+        missing = set().union(*(row for row, case in rows if case not in found))
+        while missing:
+            left = ((row, case) for row, case in rows if case not in found)
+            row, case = max(left, key=lambda one: len(one[0] & missing))
+            missing -= row
+            found.append(case)
+    return found
+
+
+def _composed() -> Iterator[tuple[dict[str, str], Case]]:
+    """The combinations that no part refuses, with what was chosen for each."""
+    for row in combinations():
+        options = dict(row)
         dtype = options.pop("dtype")
         known = {field.name for field in dataclasses.fields(rule.parts[options["name"]])}
         for socket in ("momentum", "ratio"):
             if socket not in known:
                 del options[socket]
         with contextlib.suppress(OptimizerError):
-            cases.append(Case(build_pipeline(**options), dtype))
-    return list(dict.fromkeys(cases))
+            case = Case(build_pipeline(**options), dtype)
+            yield {station: str(choice) for station, choice in row.items()}, case
 
 
 def sums(pipeline: Pipeline) -> bool:
@@ -165,6 +187,39 @@ def run(model: Model, optimizer: ComposedOptimizer, start: int = 0, stop: int = 
         optimizer.zero_grad()
         backward(model, x)
         optimizer.step()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a run held behind a step, for another run to be compared with or begun from."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Tensor]
+    header: dict[str, Any]
+    everything: dict[str, Tensor]
+
+
+@functools.cache
+def moments(case: Case) -> tuple[Moment, ...]:
+    """Behind each step of a plain run, from the first on; no one may change them."""
+    model, optimizer = make(case)
+    found = []
+    for step in range(NUM_STEPS + 1):
+        run(model, optimizer, step, step + 1)
+        found.append(
+            Moment(
+                copied(model.state_dict()),
+                copied(optimizer.state_tensors()),
+                copy.deepcopy(optimizer.state_header()),
+                copied(everything(model, optimizer)),
+            )
+        )
+    return tuple(found)
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As they are now."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def everything(model: Model, optimizer: ComposedOptimizer) -> dict[str, Tensor]:

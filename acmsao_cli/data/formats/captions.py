@@ -47,13 +47,20 @@ def read_captions(source: Source, section: ImageData) -> Iterator[Example | Prob
     for file in source.with_suffix(".txt"):
         captions.setdefault(stem(file), []).append(file)
     owners: dict[str, PurePosixPath] = {}
+    folded: dict[str, PurePosixPath] = {}
     for file in source.with_suffix(*PICTURE_SUFFIXES):
         place = source.place(file)
         texts = captions.get(stem(file), [])
-        if stem(file) in owners:
-            other = printable(owners[stem(file)].name)
-            yield Problem(place, f"has the same caption file as {other}", severity="warning")
-        owners.setdefault(stem(file), file)
+        owner = owners.setdefault(stem(file), file)
+        alike = folded.setdefault(stem(file).casefold(), file)
+        if owner != file and len(texts) == 1:
+            other = printable(owner.name)
+            yield Problem(place, f"has the same caption file as {other}; each needs its own")
+            continue
+        if stem(alike) != stem(file):
+            other = printable(alike.name)
+            yield Problem(place, f"differs from {other} in case alone; rename one of the two")
+            continue
         if len(texts) != 1:
             names = printable(" and ".join(text.name for text in texts))
             missing = f"there is no caption {printable(file.stem)}.txt beside it"

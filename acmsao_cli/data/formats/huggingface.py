@@ -13,7 +13,7 @@ from PIL import Image
 
 from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, ImageExample, Problem
-from acmsao_cli.data.files import printable, reason
+from acmsao_cli.data.files import open_regular, printable, reason
 from acmsao_cli.data.images import open_picture, probe
 from acmsao_cli.data.pictures import caption_of, open_unchanged
 from acmsao_cli.data.records import read_text, text_of
@@ -23,7 +23,8 @@ from acmsao_cli.errors import DataError
 from acmsao_cli.identity import Stamp, stamp_at
 
 SPLITS_FILE = PurePosixPath("dataset_dict.json")
-TABLE_FILES = {PurePosixPath("dataset_info.json"), PurePosixPath("state.json")}
+STATE_FILE = "state.json"
+TABLE_FILES = {PurePosixPath("dataset_info.json"), PurePosixPath(STATE_FILE)}
 SPLIT = "train"
 
 
@@ -75,13 +76,34 @@ def _load(source: Source) -> Any:
             f"{source.name}: not a saved data set; it holds {source.contents()}",
             hint="make one with `datasets`: load_dataset(...).save_to_disk(FOLDER)",
         )
-    folder = source.root / _split(source) if SPLITS_FILE in source.files else source.root
+    inside = PurePosixPath(_split(source) if SPLITS_FILE in source.files else "")
+    _require_plain_files(source, inside)
+    folder = source.root / inside
     import datasets  # half a second, and only this format needs it
 
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # arrow and json have their own trees of errors
         raise DataError(f"{source.name}: cannot be loaded: {reason(error)}") from error
+
+
+def _require_plain_files(source: Source, folder: PurePosixPath) -> None:
+    """Refuse what the library would wait for, and tables that lie elsewhere. Raises DataError."""
+    for file in (file for file in source.files if file.parent == folder):
+        with open_regular(source.path(file), source.place(file)):
+            pass
+    place = source.place(folder / STATE_FILE)
+    try:
+        tables = json.loads(read_text(source, folder / STATE_FILE))["_data_files"]
+        names = [text_of(table["filename"], place, "filename") for table in tables]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{place}: no list of tables: {reason(error)}") from error
+    for name in names:
+        if PurePosixPath(name).name != name or folder / name not in source.files:
+            raise DataError(
+                f"{place}: the table {printable(name)} is not beside it",
+                hint="save the data set again with save_to_disk",
+            )
 
 
 def _split(source: Source) -> str:

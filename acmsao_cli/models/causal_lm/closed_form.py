@@ -6,7 +6,9 @@ h, MLP width f, queries q and keys kv wide, n heads, vocabulary V:
     a layer keeps      t (16 h + 4 q + 4 kv + 8 f + 4 n) bytes in bf16; 8 h and 6 f if it is frozen
     norms of q and k   t 6 (q + kv) more; 4 (q + kv) if they are frozen
     each adapter       t (4 inputs + 4 rank) more, in fp32
-    checkpointing      t 2 h for each layer, and one layer's own at a time
+    checkpointing      t 2 h for each layer, and one layer's own at a time, with what backward adds:
+                       4 h and 6 f; 10 h and 6 f if it is frozen
+    quantized          one matrix of the MLP as it computes
     the loss head      min(chunk, t) 4 V, the gradient of a trained head, and fp32 slices
 """
 
@@ -16,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.models.causal_lm.loss import SLICE_ENTRIES
 from acmsao_cli.models.lora import ADAPTER, adapted_layers
 
@@ -42,9 +45,32 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
     kept = len(blocks) * (entry if checkpointed else layer)
     if offloaded:
         kept = 2 * entry
-    within = layer + 2 * entry if checkpointed else 2 * entry
+    within = (
+        layer + _backward_bytes(config, full) * tokens * size // 2 if checkpointed else 2 * entry
+    )
     tied = trained_head if full and config.tie_word_embeddings else 0
-    return int(max(kept + ends + head, kept + within + tied, 3 * tied))
+    if trainee.recipe.model.quantize != "none":
+        within += _inner(config) * hidden * size
+    within += tied or -_left_by_the_head(trainee.recipe, trained_head)
+    return int(max(kept + ends + head, kept + within, 3 * tied))
+
+
+def _left_by_the_head(recipe: CausalLmRecipe, trained_head: int) -> int:
+    """Of gradients that wait since earlier micro-batches: stepped before the layers begin."""
+    fused = recipe.optimizer.fused_backward and recipe.training.accumulation > 1
+    return trained_head if fused else 0
+
+
+def _backward_bytes(config: Any, full: bool) -> int:
+    """Of a token, in bf16: what a layer that is computed again holds beside what it keeps.
+
+    Of the MLP 4 f: the gradients of its product and of one factor, or, where both are not there
+    yet, an adapter's answer in fp32 before and after it is scaled, without the next one's input.
+    The allocator takes 2 f more: so wide a tensor fits no hole that narrower ones left.
+    Of the states 4 h: gradients of what came out. A frozen layer has one in fp32, for an adapter,
+    and waits for the MLP with its residual.
+    """
+    return int((4 if full else 10) * config.hidden_size + 6 * _inner(config))
 
 
 def _layer_bytes(config: Any, full: bool, normed: bool) -> int:
@@ -53,11 +79,15 @@ def _layer_bytes(config: Any, full: bool, normed: bool) -> int:
     width = getattr(config, "head_dim", None) or hidden // heads
     queries = heads * width
     keys = (getattr(config, "num_key_value_heads", None) or heads) * width
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    inner = _inner(config)
     attention = 4 * (queries + keys) + 4 * heads
     if normed:
         attention += (6 if full else 4) * (queries + keys)
     return int((16 if full else 8) * hidden + (8 if full else 6) * inner + attention)
+
+
+def _inner(config: Any) -> int:
+    return getattr(config, "intermediate_size", None) or 4 * int(config.hidden_size)
 
 
 def _adapter_bytes(layer: Any) -> int:

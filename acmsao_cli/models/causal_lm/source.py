@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -20,12 +18,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from acmsao_cli.config.causal_lm import CausalLmRecipe
 from acmsao_cli.errors import ModelError
+from acmsao_cli.models.fitting import (
+    rehearse,
+    require_finite,
+    require_fit,
+    require_floats,
+    shapes_of,
+)
 from acmsao_cli.models.locate import (
     Located,
     by_name,
     index_of,
     locate,
     read_json,
+    require_plain_files,
     weight_files,
 )
 from acmsao_cli.models.packed import keep_layout
@@ -44,18 +50,8 @@ TOKENIZER_FILES = (
 # Buffers that old versions of transformers saved among the weights.
 FORGOTTEN_BUFFERS = ("inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.masked_bias")
 
-# What transformers raises on unsound files.
-UNSOUND = (
-    ImportError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-)
+# transformers checks files and configurations only by failing somewhere, with any class.
+UNSOUND = Exception
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,9 @@ class Source:
 
 def find(source: str, revision: str | None) -> Located:
     """The folder of a model. Raises ModelError."""
-    return locate(source, revision, single_file_allowed=False, patterns=FILES)
+    located = locate(source, revision, single_file_allowed=False, patterns=FILES)
+    require_plain_files(located.path, FILES)
+    return located
 
 
 def files_of(located: Located) -> dict[str, Path]:
@@ -208,6 +206,13 @@ def build_without_weights(source: Source, dtype: torch.dtype) -> Any:
             )
     except UNSOUND as error:
         raise _unsound(source.located, "its configuration makes no model", error) from error
+    check_fit(source, model)
+    settle_positions(model)
+    return model
+
+
+def check_fit(source: Source, model: Any) -> None:
+    """Raise ModelError unless the weight files fill `model`, a meta one, to the last number."""
     needed, present = count(model), sum(header.num_parameters for header in source.headers)
     if needed > present:
         raise ModelError(
@@ -215,8 +220,18 @@ def build_without_weights(source: Source, dtype: torch.dtype) -> Any:
             f"files hold {present}",
             hint="the two do not belong together, or a file is missing; download the model again",
         )
-    settle_positions(model)
-    return model
+    require_floats(source.headers, dict(model.named_parameters()).keys())
+    stored = shapes_of(source.headers)
+    try:
+        report = rehearse(type(model), source.config, stored)
+    except UNSOUND as error:
+        raise _unsound(source.located, "its weights cannot be loaded", error) from error
+    require_fit(source.located.path, report, is_forgotten)
+
+
+def is_forgotten(name: str) -> bool:
+    """Whether a tensor's name is that of a buffer which old versions of transformers saved."""
+    return name.endswith(FORGOTTEN_BUFFERS)
 
 
 def settle_positions(model: nn.Module) -> None:
@@ -259,18 +274,8 @@ def load(source: Source, device: torch.device, dtype: torch.dtype, quantization:
         raise
     except UNSOUND as error:
         raise _unsound(source.located, "its weights cannot be loaded", error) from error
-    _check_complete(source, report)
+    require_fit(source.located.path, report, is_forgotten)
+    require_finite(model, source.located.path)
     if quantization is not None:
         keep_layout(model)
     return model
-
-
-def _check_complete(source: Source, report: dict[str, Any]) -> None:
-    left_over = [key for key in report["unexpected_keys"] if not key.endswith(FORGOTTEN_BUFFERS)]
-    for what, keys in (("lack", report["missing_keys"]), ("also hold", left_over)):
-        if keys:
-            named = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-            raise ModelError(
-                f"{source.located.path}: the weight files {what} {len(keys)} tensors: {named}",
-                hint="config.json and the weights do not belong together; download them again",
-            )

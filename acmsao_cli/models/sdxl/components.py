@@ -35,6 +35,8 @@ CLASSES: Mapping[str, Any] = {
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 # Real models have tens; a damaged configuration must not keep a machine busy building layers.
 MAX_LAYERS = 256
+MAX_BLOCKS = 16
+MAX_TIMESTEPS = 100_000
 
 SDXL_SCHEDULER: Config = {
     "_class_name": "EulerDiscreteScheduler",
@@ -101,9 +103,25 @@ def sampling_scheduler(config: Config) -> Any:
     name = str(config.get("_class_name", "EulerDiscreteScheduler"))
     found = library_class(diffusers, name, diffusers.SchedulerMixin)
     if found is None:
-        raise ModelError(f"the model's scheduler {name!r} is not one of diffusers'")
+        raise ModelError(f"the scheduler {name!r} is not one of diffusers'")
     with quiet_libraries():
         return found.from_config(dict(config))
+
+
+def check_scheduler(config: Config, place: Path) -> None:
+    """Refuse a scheduler that cannot be built, and noise of no known size, before it is needed."""
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_TIMESTEPS:
+        raise ModelError(
+            f"{place}: num_train_timesteps is {steps!r}; 1 to {MAX_TIMESTEPS} can be trained"
+        )
+    try:
+        sampling_scheduler(config)
+        kept = noise_schedule(config).alphas_cumprod
+    except Exception as error:  # the libraries check configurations only by failing somewhere
+        raise ModelError(f"{place} does not describe a scheduler: {error}") from error
+    if not bool(((kept >= 0) & (kept <= 1)).all()):
+        raise ModelError(f"{place} describes noise outside of 0 to 1")
 
 
 def noise_schedule(config: Config) -> DDPMScheduler:
@@ -133,6 +151,8 @@ def check_layers(config: Config, place: Path) -> None:
     """Refuse counts of layers that no SDXL has, before anything is built of them."""
     for name, value in config.items():
         numbers = value if isinstance(value, list | tuple) else [value]
+        if "block" in name and len(numbers) > MAX_BLOCKS:
+            raise ModelError(f"{place}: {name} has {len(numbers)}; at most {MAX_BLOCKS} are read")
         if "layers" in name and any(
             isinstance(number, int) and not 0 <= number <= MAX_LAYERS for number in numbers
         ):

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import CLIPTextConfig
 
 from acmsao_cli.errors import ModelError
+from acmsao_cli.models.fitting import (
+    compare,
+    rehearse,
+    require_finite,
+    require_fit,
+    require_floats,
+    shapes_of,
+)
 from acmsao_cli.models.locate import by_name, index_of, weight_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.safetensors_header import read_header
 from acmsao_cli.models.safetensors_writer import DTYPES, entry, write_safetensors
-from acmsao_cli.models.sdxl.components import CLASSES, TEXT_ENCODERS, Components
+from acmsao_cli.models.sdxl.components import (
+    CLASSES,
+    TEXT_ENCODERS,
+    Components,
+    empty_component,
+)
 from acmsao_cli.models.sdxl.layout import clip_name
 from acmsao_cli.models.sdxl.settings import (
     INDEX,
@@ -77,6 +90,23 @@ class FolderSource:
         name = read_header(self._files(component)[0][0]).main_dtype()
         return DTYPES.get(name, torch.float32)
 
+    def sketch(self, component: str) -> nn.Module:
+        """A component on the meta device. Raises ModelError unless its weights fill it exactly."""
+        folder, config = self.path / component, self.settings.configs[component]
+        module = empty_component(component, config, folder)
+        headers = [read_header(file) for file in self._files(component)[0]]
+        require_floats(headers, dict(module.named_parameters()).keys())
+        stored = shapes_of(headers)
+        try:
+            if component in TEXT_ENCODERS:
+                report = rehearse(CLASSES[component], CLIPTextConfig(**config), stored)
+            else:
+                report = compare(module, stored)
+        except Exception as error:  # the libraries raise many classes for weights that do not fit
+            raise ModelError(f"{folder} cannot be loaded: {error}") from error
+        require_fit(folder, report, is_forgotten)
+        return module
+
     def files(self) -> dict[str, Path]:
         """Settings, and the weights of every component."""
         weights = [file for component in CLASSES for file in self._weights(component)]
@@ -93,7 +123,9 @@ class FolderSource:
         files, variant = self._files(component)
         for file in files:
             read_header(file)
-        return own_weights(load_component(self.path, component, dtype, variant)).to(device)
+        module = own_weights(load_component(self.path, component, dtype, variant))
+        require_finite(module, self.path / component)
+        return module.to(device)
 
     def _files(self, component: str) -> tuple[list[Path], str]:
         """A component's weight files, and which variant they are."""
@@ -122,20 +154,14 @@ def load_component(path: Path, component: str, dtype: torch.dtype, variant: str 
             )
     except Exception as error:  # the libraries raise many classes for weights that do not fit
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    _check_complete(folder, info)
+    require_fit(folder, info, is_forgotten)
     found: nn.Module = module
     return found
 
 
-def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
-    """Refuse weights that do not cover the network: it would run with random numbers."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = [str(name) for name in info.get(kind, ()) if "position_ids" not in str(name)]
-        if names:
-            raise ModelError(
-                f"the weights in {folder} do not match its config.json: "
-                f"{kind.replace('_', ' ')} {', '.join(sorted(names)[:3])} ({len(names)} in all)"
-            )
+def is_forgotten(name: str) -> bool:
+    """Whether a tensor's name is that of a buffer which old versions of transformers saved."""
+    return "position_ids" in name
 
 
 def own_weights(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ A diffusers folder holds them as small files; our single files carry those files
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import transformers
 from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from acmsao_cli.errors import ModelError
-from acmsao_cli.models.locate import read_json
+from acmsao_cli.models.locate import read_json, require_plain_files
 from acmsao_cli.models.quiet import quiet_libraries
 from acmsao_cli.models.sdxl.components import (
     CLASSES,
@@ -25,12 +26,15 @@ from acmsao_cli.models.sdxl.components import (
     Config,
     check_fit,
     check_layers,
+    check_scheduler,
     library_class,
 )
 
 INDEX = "model_index.json"
 ORIGIN = "_name_or_path"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+# All that the libraries read of a folder.
+FILES = (INDEX, "*/*.json", "*/*.txt", "*/*.safetensors")
 SETTING = re.compile(
     r"model_index\.json"
     r"|(unet|vae|text_encoder|text_encoder_2)/config\.json"
@@ -52,6 +56,7 @@ class Settings:
 
 def read_settings(path: Path) -> Settings:
     """Those of the diffusers folder at `path`. Raises ModelError unless it is a whole SDXL's."""
+    require_plain_files(path, FILES)
     index = _read_index(path)
     configs = {component: _component_config(path, component) for component in CLASSES}
     check_fit(configs, path)
@@ -62,9 +67,11 @@ def read_settings(path: Path) -> Settings:
                 f"{path}: a tokenizer has {len(tokenizer)} tokens, but {component} knows "
                 f"{configs[component]['vocab_size']}"
             )
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    check_scheduler(scheduler, path / "scheduler" / "scheduler_config.json")
     return Settings(
         configs,
-        scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
+        scheduler=scheduler,
         force_zeros=bool(index.get("force_zeros_for_empty_prompt", True)),
         tokenizer=first,
         tokenizer_2=second,
@@ -119,7 +126,12 @@ def _component_config(path: Path, component: str) -> Config:
     for name in ("block_out_channels", "in_channels"):
         if name not in config:
             raise ModelError(f"{file} lacks {name}")
-    return {"latent_channels": 4, **config} if component == "vae" else config
+    if component != "vae":
+        return config
+    scale = config.get("scaling_factor", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ModelError(f"{file}: scaling_factor is {scale!r}; a number above 0 is needed")
+    return {"latent_channels": 4, **config}
 
 
 def read_tokenizer(folder: Path, class_name: str) -> PreTrainedTokenizerBase:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from acmsao_cli.errors import ModelError
+from acmsao_cli.models.fitting import require_finite, require_floats
 from acmsao_cli.models.locate import by_name
 from acmsao_cli.models.safetensors_header import Header, read_header
 from acmsao_cli.models.safetensors_writer import DTYPES, Entry, entry, write_safetensors
@@ -53,10 +54,7 @@ class SingleFileSource:
         settings, self.notes = _settings(self._header, self._config)
         self.settings: Settings = settings
         check_fit(settings.configs, path)
-        self._modules = {
-            component: empty_component(component, settings.configs[component], path)
-            for component in CLASSES
-        }
+        self._modules = {component: self.sketch(component) for component in CLASSES}
         self._places = {component: self._placed(component) for component in CLASSES}
         self._check_leftovers()
 
@@ -77,11 +75,14 @@ class SingleFileSource:
         """That of most of a component's weights."""
         return DTYPES.get(self._header.main_dtype(PREFIXES[component]), torch.float32)
 
+    def sketch(self, component: str) -> nn.Module:
+        """A component on the meta device, which the weights are known to fill."""
+        return empty_component(component, self.settings.configs[component], self.path)
+
     @torch.no_grad()
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A component with its weights, copied and cast one at a time."""
-        config = self.settings.configs[component]
-        module = empty_component(component, config, self.path)
+        module = self.sketch(component)
         shapes = _shapes(module)
         with safe_open(self.path, framework="pt") as file:
             weights = {
@@ -91,6 +92,7 @@ class SingleFileSource:
                 for name, place in self._places[component].items()
             }
         module.load_state_dict(weights, strict=True, assign=True)
+        require_finite(module, self.path)
         return module.to(device).eval()
 
     def _placed(self, component: str) -> dict[str, Place]:
@@ -111,6 +113,7 @@ class SingleFileSource:
                     f"{self.path}: {place.key} has the shape {list(stored.shape)}, expected "
                     f"{list(place.stored_shapes(shapes[name])[0])}"
                 )
+        require_floats([self._header], {place.key for place in found.values()})
         return found
 
     def _check_leftovers(self) -> None:

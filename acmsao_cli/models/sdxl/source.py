@@ -17,7 +17,6 @@ from acmsao_cli.models.sdxl.components import (
     Components,
     Config,
     Prediction,
-    empty_component,
 )
 from acmsao_cli.models.sdxl.folder import HUB_PATTERNS, FolderSource, patterns_of_halves
 from acmsao_cli.models.sdxl.quantized import Quantize, check_loads, pack_unet
@@ -42,6 +41,9 @@ class Source(Protocol):
 
     def stored_dtype(self, component: str) -> torch.dtype:
         """That of most of a component's weights."""
+
+    def sketch(self, component: str) -> nn.Module:
+        """A component on the meta device. Raises ModelError unless its weights fill it exactly."""
 
     def read(self, component: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """A component with its weights, cast tensor by tensor."""
@@ -117,7 +119,7 @@ def open_parts(
 
 
 def _without_weights(source: Source, component: str, dtype: torch.dtype) -> nn.Module:
-    module = empty_component(component, source.settings.configs[component], source.path)
+    module = source.sketch(component)
     with quiet_libraries():
         return module.to("meta", dtype)
 
