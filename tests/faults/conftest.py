@@ -24,12 +24,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _ends(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture
+def ends() -> Iterator[None]:
     """A test that waits is ended, and fails."""
-    if request.node.get_closest_marker("slow"):
-        yield
-        return
 
     def late(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"still going after {SECONDS} s")

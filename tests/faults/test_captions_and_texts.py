@@ -13,6 +13,8 @@ import pytest
 from command_line import UNSEEN, Acmsao, Outcome, refused
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("ends")
+
 Check = Callable[..., Outcome]
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\u202eevil\u2066"
 

@@ -17,6 +17,8 @@ from command_line import UNSEEN, Acmsao, refused
 from faults.conftest import Spoilt
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("ends")
+
 # How a model is stored: its folder on the shelf, or one file; and which file is spoilt.
 WEIGHTS = {
     "lm": "model.safetensors",

@@ -17,6 +17,8 @@ from PIL import Image
 
 from acmsao_cli.data.images import open_picture, probe
 
+pytestmark = pytest.mark.usefixtures("ends")
+
 Make = Callable[[Path], None]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from command_line import Acmsao, Outcome, refused
 
+pytestmark = pytest.mark.usefixtures("ends")
+
 RECIPE = """\
 model: {family: causal_lm, source: builtin:tiny-llm}
 method: {kind: full}
