@@ -180,7 +180,8 @@ def test_a_whole_model_comes_back_from_both_formats(
     trainee = trained(recipe_for(folder_of(widths), method=method, data=data))
     files = exported(trainee, tmp_path)
     assert set(files) == {"diffusers", "single-file"}
-    again = FAMILY.open(recipe_for(files["single-file"].path), CPU, torch.float32)
+    single = recipe_for(files["single-file"].path, method=method, data=data)
+    again = FAMILY.open(single, CPU, torch.float32)
     was = trainee.parts.pipeline()
     expected = latents(was)
     for pipeline in (plain_pipeline(files["diffusers"].path), again.parts.pipeline()):
