@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from acmsao_cli.optim.known_results import KnownResults, tensors_in
 
 # What lies in page-locked memory of the host: counted, but not the device's.
 HOST: Final = "host"
@@ -53,6 +54,7 @@ class StorageTracer(TorchDispatchMode):
         self.events: list[Event] = []
         self.flops = 0
         self.crossed: Counter[str] = Counter()
+        self._known = KnownResults()
         self._highest = 0  # since `needed_by` began
         self._live: dict[int, tuple[int, str, int]] = {}  # size, category, number by identity
         self._total = 0  # of the device
@@ -73,14 +75,15 @@ class StorageTracer(TorchDispatchMode):
         self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         """Run the operation; storages that its arguments do not already hold are new."""
-        before = {_identity(tensor) for tensor in _tensors((arguments, keywords))}
-        result = operation(*arguments, **(keywords or {}))
-        for tensor in _tensors(result):
+        keywords = keywords or {}
+        before = {_identity(tensor) for tensor in tensors_in((arguments, keywords))}
+        result = self._known(operation, arguments, keywords)
+        for tensor in tensors_in(result):
             if _identity(tensor) not in before:
                 self._follow(tensor, self.category)
         formula = flop_registry.get(operation.overloadpacket)
         if formula is not None and self.category != WORKSPACE:
-            self.flops += formula(*arguments, **(keywords or {}), out_val=result)
+            self.flops += formula(*arguments, **keywords, out_val=result)
         return result
 
     def claim(self, tensors: Iterable[Tensor], category: str) -> None:
@@ -191,10 +194,6 @@ def tell_resized(tensor: Tensor) -> None:
     """Tell whoever is tracing that the storage of `tensor` was resized."""
     for tracer in StorageTracer._tracing:
         tracer.resized(tensor)
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _identity(tensor: Tensor) -> int:
