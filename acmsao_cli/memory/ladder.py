@@ -133,7 +133,7 @@ def as_it_went_on(config: RunConfig, header: Mapping[str, Any]) -> RunConfig:
     """
     before: Mapping[str, Any] = header.get("before", {})
     saved, now = flatten(header["recipe"]), flatten(config.as_dict())
-    if all(now.get(key) == saved.get(key) for key in before):
+    if before and all(now.get(key) == saved.get(key) for key in before):
         return replace(config, before=before)
     same = {key for key, value in before.items() if now.get(key) == value}
     if not before.keys() & PORTIONS <= same:

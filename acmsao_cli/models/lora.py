@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -148,7 +149,9 @@ def attach_lora(
     model.requires_grad_(False)
     transposed = any(isinstance(module, Conv1D) for module in matched.values())
     config = lora_config(method, endings, fan_in_fan_out=transposed)
-    with torch.random.fork_rng(devices=[]):  # peft draws first weights; ours replace them
+    # peft draws first weights, which ours replace; nothing is drawn for a model without values.
+    place = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[]), place if place.type == "meta" else nullcontext():
         add_adapter = getattr(model, "add_adapter", None)
         try:
             if callable(add_adapter):
