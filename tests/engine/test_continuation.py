@@ -48,7 +48,7 @@ class Begun:
         recipe.write_text(json.dumps(values))
         config, data = self.config(), self.data()
         self.folder.keep_data(data, [])
-        with sources_of(config, data, self.folder, None) as sources:
+        with sources_of(config, data, self.folder, None, ignore) as sources:
             header = {"recipe": config.as_dict(), **sources.as_header(torch.device("cpu"))}
         self.checkpoint = Checkpoint(Path("step-00000002"), 2, header)
 

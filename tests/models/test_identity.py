@@ -11,6 +11,7 @@ import pytest
 from acmsao_cli import identity
 from acmsao_cli.errors import ModelError
 from acmsao_cli.identity import Item, digest
+from acmsao_cli.models.base import silent
 from acmsao_cli.models.identity import identified_meanwhile, identify
 
 
@@ -29,7 +30,7 @@ def test_the_order_in_which_files_are_found_does_not_count(files: dict[str, Path
 
 def test_what_is_found_meanwhile_is_the_same(files: dict[str, Path]) -> None:
     with identified_meanwhile(files, {}) as wait:
-        assert wait() == identify(files, {})
+        assert wait(silent) == identify(files, {})
 
 
 def test_who_does_not_wait_gives_up_what_is_not_read_yet(
@@ -58,4 +59,4 @@ def test_a_file_that_is_gone_is_named_when_it_is_waited_for(files: dict[str, Pat
         identified_meanwhile(files, known) as wait,
         pytest.raises(ModelError, match="/b cannot be read: No such file"),
     ):
-        wait()
+        wait(silent)
