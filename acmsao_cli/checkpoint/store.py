@@ -35,6 +35,8 @@ SEAL = "sha256"
 NAME = re.compile(r"step-(\d{8})")
 # Beside the place of a checkpoint that is being replaced: what was there.
 FORMER = ".former.tmp"
+# Before the name of a checkpoint of a course that the run has left.
+ASIDE = "left-"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class CheckpointStore:
             flush_folder(temporary)
             self._put_in_place(temporary, target)
         self.discard_after(step)
+        self.forget_aside()
         self._prune()
         return target
 
@@ -108,9 +111,15 @@ class CheckpointStore:
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         """Rename; where a run that went back comes to the same step again, the old one goes."""
         former = self.folder / f".{target.name}{FORMER}"
-        if target.exists():
+        replaces = target.exists()
+        if replaces:
             os.replace(target, former)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if replaces:
+                os.replace(former, target)
+            raise
         flush_folder(self.folder)
         shutil.rmtree(former, ignore_errors=True)
 
@@ -147,6 +156,25 @@ class CheckpointStore:
         for newer in self.steps():
             if newer > step:
                 self._remove(newer)
+
+    def set_aside_after(self, step: int) -> None:
+        """Make checkpoints newer than `step` none, for good: the run goes on from there.
+
+        Their files stay under another name until it has saved again. Raises OutputError.
+        """
+        newer = [one for one in self.steps() if one > step]
+        with writing(self.folder):
+            for one in newer:
+                name = f"step-{one:08d}"
+                shutil.rmtree(self.folder / f"{ASIDE}{name}", ignore_errors=True)
+                os.replace(self.folder / name, self.folder / f"{ASIDE}{name}")
+            if newer:
+                flush_folder(self.folder)
+
+    def forget_aside(self) -> None:
+        """Remove what was set aside."""
+        for path in self.folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, step: int) -> None:
         """Make it no checkpoint at once, then take its files away."""
