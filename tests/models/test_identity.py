@@ -12,7 +12,12 @@ from acmsao_cli import identity
 from acmsao_cli.errors import ModelError
 from acmsao_cli.identity import Item, digest
 from acmsao_cli.models.base import silent
-from acmsao_cli.models.identity import identified_meanwhile, identify
+from acmsao_cli.models.identity import (
+    identified_meanwhile,
+    identify,
+    require_unchanged,
+    stamps_of,
+)
 
 
 @pytest.fixture
@@ -60,3 +65,32 @@ def test_a_file_that_is_gone_is_named_when_it_is_waited_for(files: dict[str, Pat
         pytest.raises(ModelError, match="/b cannot be read: No such file"),
     ):
         wait(silent)
+
+
+def test_what_changes_after_it_was_looked_at_is_refused_by_name(files: dict[str, Path]) -> None:
+    stamps = stamps_of(files)
+    require_unchanged(files, stamps)
+    assert digest(identify(files, {}, stamps=stamps)) == digest(identify(files, {}))
+    files["b"].write_bytes(b"other")
+    with pytest.raises(ModelError, match=r"/b changed since the run looked at it\n"):
+        identify(files, {}, stamps=stamps)
+    with pytest.raises(ModelError, match=r"/b changed since the run looked at it\n"):
+        require_unchanged(files, stamps)
+    files["b"].unlink()
+    with pytest.raises(ModelError, match=r"/b changed since .*: it is gone"):
+        require_unchanged(files, stamps_of(files))
+
+
+def test_what_is_written_to_while_it_is_hashed_is_refused(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashing = identity.sha256_of
+
+    def written_to(stream: BinaryIO, between: identity.Callable[[], None]) -> str:
+        files["a"].write_bytes(b"other")
+        return hashing(stream, between)
+
+    stamps = stamps_of(files)
+    monkeypatch.setattr(identity, "sha256_of", written_to)
+    with pytest.raises(ModelError, match="/a changed"):
+        identify(files, {}, stamps=stamps)

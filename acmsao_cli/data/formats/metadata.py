@@ -55,14 +55,14 @@ def read_metadata(source: Source, section: ImageData) -> Iterator[Example | Prob
             except DataError as error:
                 yield Problem.of(row.place, error, row.name)
                 continue
-            if file in seen:
-                message = f"`{printable(str(file))}` was described before, at {seen[file]}"
-                yield Problem(row.place, message, name=row.name)
-                continue
             try:
                 caption = caption_of(text_of(row.fields[key], row.place, key), row.place)
             except DataError as error:
                 yield Problem.of(row.place, error, str(file))
+                continue
+            if file in seen:
+                message = f"`{printable(str(file))}` was described before, at {seen[file]}"
+                yield Problem(row.place, message, name=row.name)
                 continue
             seen[file] = row.place
             yield from picture(source, file, _beside(source, file), caption)
