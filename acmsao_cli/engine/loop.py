@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.checkpoint.store import set_aside_after
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Notice, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
@@ -48,7 +48,7 @@ def train(
     started = time.monotonic()
     folder.reopen()
     # Before a line is cut: what is newer belongs to a course that the run has left.
-    CheckpointStore(folder.checkpoints, 1).set_aside_after(run.step)
+    set_aside_after(folder.checkpoints, run.step)
     metrics = MetricsFile(folder.metrics, run.step, listener)
     if run.step == 0 and sample_first:
         draw_samples(run, folder, listener)
