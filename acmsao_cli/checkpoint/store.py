@@ -37,6 +37,8 @@ NAME = re.compile(r"step-(\d{8})")
 FORMER = ".former.tmp"
 # Before the name of a checkpoint of a course that the run has left.
 ASIDE = "left-"
+# In a checkpoint's header: the mean loss of the steps before it, if there were any that count.
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,6 @@ class Checkpoint:
             return dict(load_file(file))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from None
-
-
-# In a checkpoint's header: by how little it lost to the others, if that was measured.
-LOSS = "loss"
 
 
 @dataclass(frozen=True)
