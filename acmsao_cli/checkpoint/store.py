@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from acmsao_cli.data.files import text_of
 from acmsao_cli.errors import CheckpointError
 from acmsao_cli.identity import sha256
 from acmsao_cli.models.safetensors_writer import write_tensors
@@ -134,7 +135,7 @@ class CheckpointStore:
     def _loss(self, step: int) -> float | None:
         """What a checkpoint's header says, if it can be read."""
         try:
-            manifest = json.loads((path_in(self.folder, step) / MANIFEST).read_bytes())
+            manifest = json.loads(text_of(path_in(self.folder, step) / MANIFEST))
             return float(manifest["header"][LOSS])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -257,7 +258,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             hint="name a folder like RUN/checkpoints/step-00000200",
         )
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(text_of(file))
         version, seal = manifest["format"], manifest.pop(SEAL, None)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {file} cannot be read: {error}", hint=OLDER) from None
