@@ -15,6 +15,7 @@ from acmsao_cli.errors import DataError
 from acmsao_cli.identity import Stamp, stamp_at
 
 MAX_CAPTION_BYTES = 64 * 1024
+SEVERAL_FRAMES = "has several frames; the first is used"
 # Pictures by their names, which Pillow here is not asked to open.
 FOREIGN_SUFFIXES = frozenset(
     {".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".eps", ".raw", ".dng", ".cr2"}
@@ -42,10 +43,10 @@ def picture(
     try:
         found = probe(path, place)
     except DataError as error:
-        yield Problem.of(place, error)
+        yield Problem.of(place, error, str(file))
         return
     if found.animated:
-        yield Problem(place, "has several frames; the first is used", severity="warning")
+        yield Problem(place, SEVERAL_FRAMES, severity="warning", name=str(file))
     opener, size = partial(open_unchanged, path, place, stamp), (found.height, found.width)
     yield ImageExample(place, caption, opener, size, path, name=str(file), stamp=stamp)
 

@@ -69,14 +69,15 @@ def records(source: Source, file: PurePosixPath) -> Iterator[Record | Problem]:
             number = 0
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                place = source.place(file, number)
+                place, name = source.place(file, number), line_name(file, number)
                 if len(line) > MAX_LINE_BYTES:
-                    yield Problem(place, f"longer than {MAX_LINE_BYTES // 2**20} MiB; not read on")
+                    message = f"longer than {MAX_LINE_BYTES // 2**20} MiB; not read on"
+                    yield Problem(place, message, name=name)
                     return
                 try:
                     fields = _object(line, place)
                 except DataError as error:
-                    yield Problem.of(place, error)
+                    yield Problem.of(place, error, name)
                     continue
                 if fields is not None:
                     yield Record(place, file, number, fields)
@@ -139,7 +140,7 @@ def converted(source: Source, convert: Callable[[Record], Example]) -> Iterator[
             try:
                 yield convert(item)
             except DataError as error:
-                yield Problem.of(item.place, error)
+                yield Problem.of(item.place, error, item.name)
         if empty:
             yield Problem(source.place(file), "the file is empty")
 

@@ -135,7 +135,7 @@ def _walk(name: str, root: Path) -> Source:
                 continue
             problem = _unwanted(source, entry, file)
             if problem is not None:
-                problems.append(Problem(source.place(file), problem))
+                problems.append(Problem(source.place(file), problem, name=str(file)))
             elif entry.is_dir():
                 folders.append(file)
             else:

@@ -16,7 +16,7 @@ from acmsao_cli.checkpoint.resume import (
 )
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
-from acmsao_cli.data.base import Example, Problem, Reading
+from acmsao_cli.data.base import Example, Problem, Reading, name_of
 from acmsao_cli.data.randomness import Draw
 from acmsao_cli.data.reading import Remaining, bad
 from acmsao_cli.data.stream import Pick, Stream, check_batch_size
@@ -84,6 +84,11 @@ class Run:
             [self.items[pick.index] for pick in picks], [Draw(seed, pick.ordinal) for pick in picks]
         )
 
+    def left_out_by_name(self) -> dict[str, str]:
+        """What is wrong with each item that is left out; another line may describe it rightly."""
+        kept = set(map(name_of, self.examples))
+        return {one.name: one.message for one in self.left_out if one.name and one.name not in kept}
+
     def state(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """All that is needed to go on from here: tensors by file, and a header."""
         optimizer = self.core.optimizer
@@ -96,7 +101,7 @@ class Run:
             "optimizer": optimizer.state_header(),
             "progress": self.progress.as_dict(),
             **self.sources.as_header(self.core.trainee.device),
-            LEFT_OUT: {one.name: one.message for one in self.left_out if one.name},
+            LEFT_OUT: self.left_out_by_name(),
         }
         return files, header
 
@@ -119,6 +124,7 @@ def assemble(
     dtype = resolve_dtype(recipe.model.dtype, device)
     listener(Working("loading the model", 0, 1))
     trainee = catalog.family(recipe.model.family).open(recipe, device, dtype)
+    sources.require_same_model()
     listener(Working("loading the model", 1, 1))
 
     def progress(done: int, total: int) -> None:

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -19,19 +21,31 @@ from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.data.base import Example, Problem, Reading, name_of
 from acmsao_cli.data.files import printable
-from acmsao_cli.engine.events import Listener, Working
+from acmsao_cli.data.reading import bad
+from acmsao_cli.engine.events import Listener, Notice, Working
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.precision import resolve_device
 from acmsao_cli.engine.report import joined
-from acmsao_cli.errors import CheckpointError, InputError
-from acmsao_cli.identity import Kind, Manifest, difference, digest
+from acmsao_cli.errors import CheckpointError, InputError, ModelError
+from acmsao_cli.identity import Kind, Manifest, difference, digest, nothing
 from acmsao_cli.models import catalog
-from acmsao_cli.models.identity import identified_meanwhile, identify
+from acmsao_cli.models.identity import (
+    identified_meanwhile,
+    identify,
+    require_unchanged,
+    stamps_of,
+)
 from acmsao_cli.versions import versions
 
 MADE_WITH: Final = "made_with"
 CHANGES: Final = "changes"
 LEFT_OUT: Final = "left_out"
+
+# Of a model that a checkpoint does not know.
+UNIDENTIFIED: Final = (
+    "the checkpoints of this run cannot say which model it is, so to go on from one takes "
+    "--allow-changed model"
+)
 
 # No number depends on them.
 NOT_COMPUTING: Final = frozenset({"pydantic", "safetensors", "typer"})
@@ -45,12 +59,15 @@ Change: TypeAlias = Mapping[str, Any]
 class Sources:
     """What a run is made from: digests of its data and its model, and what changed in mid-run.
 
-    The model's is asked for when it is needed: it may still be computed.
+    The model's is asked for when it is needed: it may still be computed, and is empty where it
+    cannot be. `require_same_model` raises ModelError where files of the model are no longer those
+    that the run began with: called behind its loading, what was loaded is what was looked at.
     """
 
     data: str = ""
     model: Callable[[], str] = str
     changes: tuple[Change, ...] = ()
+    require_same_model: Callable[[], None] = nothing
 
     def as_header(self, device: torch.device) -> dict[str, Any]:
         """What a checkpoint says of it; waits for the model's digest."""
@@ -71,16 +88,21 @@ class Continuation:
     """How a run that goes on differs from what it was at `step`, where it may.
 
     `free` settings change nothing. `allowed` are, by kind, the differences that were allowed.
-    `made_with` are those that may show in the last bits. `model` are the model's files now, and
+    `made_with` are those that may show in the last bits. `model` are the model's `files` now, and
     `before` what had been recorded already.
     """
 
     step: int
+    files: Mapping[str, Path]
     model: Manifest
     free: Sequence[str]
     allowed: Mapping[Kind, Sequence[str]]
     made_with: Sequence[str]
     before: Sequence[Change] = ()
+
+    def require_same_model(self) -> None:
+        """Raise ModelError where a file is not the one that was looked at."""
+        require_unchanged(self.files, {name: item.stamp for name, item in self.model.items()})
 
     def told(self) -> Iterator[str]:
         """In words; also that nothing had changed of what was allowed to."""
@@ -112,13 +134,17 @@ def without_effect(allowed: Collection[Kind], why: str) -> Iterator[str]:
 
 
 def as_begun(reading: Reading, checkpoint: Checkpoint | None) -> Reading:
-    """The reading without what the run left out when it began, whatever has become of it since."""
+    """The reading without what the run left out when it began, whatever has become of it since:
+    what is good now, and what is gone now and may come back.
+    """
     left_out = checkpoint.header.get(LEFT_OUT, {}) if checkpoint else {}
+    places = {name_of(example): example.place for example in reading.examples}
+    still = {problem.name for problem in bad(reading)}
     return reading.without(
         [
-            Problem(example.place, left_out[name], name=name)
-            for example in reading.examples
-            if (name := name_of(example)) in left_out
+            Problem(places.get(name, name), message, name=name)
+            for name, message in left_out.items()
+            if name in places or name not in still
         ]
     )
 
@@ -160,12 +186,14 @@ def check_continuation(
         listener(Working("looking at the model's files", done, total))
 
     known = folder.model_items()
-    model = identify(catalog.family(recipe.model.family).files(recipe), known, progress)
+    files = catalog.family(recipe.model.family).files(recipe)
+    model = identify(files, known, progress)
     found[Kind.model] = differences(known, model, header[Kind.model])
     if Kind.model not in allowed:
         refuse(Kind.model, recipe.model.source, checkpoint, found[Kind.model])
     return Continuation(
         step=checkpoint.step,
+        files=files,
         model=model,
         free=[str(setting) for setting in free],
         allowed={what: lines for what, lines in found.items() if what in allowed},
@@ -179,6 +207,8 @@ def differences(before: Manifest, now: Manifest, saved: str) -> list[str]:
 
     `before` is what was noted last, which may be of another time than the checkpoint.
     """
+    if not saved:
+        return ["it could not be identified then: its files were changed or gone by that time"]
     if digest(now) == saved:
         return []
     if digest(before) != saved:
@@ -209,8 +239,9 @@ def listed(lines: Sequence[str]) -> str:
 def refuse(what: Kind, source: str, checkpoint: Checkpoint, changed: Sequence[str]) -> None:
     """Raise CheckpointError if there is a difference."""
     if changed:
+        whether = "is not" if checkpoint.header[what] else "may not be"
         raise CheckpointError(
-            f"the {what} at {source} is not what {checkpoint.path.name} was made with"
+            f"the {what} at {source} {whether} what {checkpoint.path.name} was made with"
             f"{listed(changed)}",
             hint=f"put it back, go on with it as it is by --allow-changed {what}, or start a new "
             "run: another --output, or --resume never without one",
@@ -225,7 +256,7 @@ def made_with(device: torch.device) -> dict[str, str]:
 
 def other_made_with(before: Mapping[str, str], device: torch.device) -> list[str]:
     """What a checkpoint was made with that is not what is here."""
-    now = made_with(device)
+    now = made_with(device) if before else {}
     return [
         f"{what} {before.get(what)} -> {is_now}"
         for what, is_now in now.items()
@@ -235,23 +266,44 @@ def other_made_with(before: Mapping[str, str], device: torch.device) -> list[str
 
 @contextmanager
 def sources_of(
-    config: RunConfig, data: Manifest, folder: RunFolder, continuation: Continuation | None
+    config: RunConfig,
+    data: Manifest,
+    folder: RunFolder,
+    continuation: Continuation | None,
+    listener: Listener,
 ) -> Iterator[Sources]:
     """What the run is made from. At its start the model is identified while it is loaded and
     trained; the first checkpoint waits for that, and what was found is kept in the run's folder.
+
+    A model whose files change or vanish meanwhile stays unknown, and that is told: what is trained
+    is worth more than its name.
     """
     if continuation is not None:
         known = digest(continuation.model)
         folder.keep_model(continuation.model)
-        yield Sources(digest(data), lambda: known, continuation.recorded())
+        yield Sources(
+            digest(data),
+            lambda: known,
+            continuation.recorded(),
+            continuation.require_same_model,
+        )
         return
     files = catalog.family(config.recipe.model.family).files(config.recipe)
-    with identified_meanwhile(files, folder.model_items()) as wait:
+    stamps = stamps_of(files)
+
+    def progress(done: int, total: int) -> None:
+        listener(Working("waiting for the model's hash", done, total))
+
+    with identified_meanwhile(files, folder.model_items(), stamps) as wait:
 
         @functools.cache
         def model() -> str:
-            found = wait()
+            try:
+                found = wait(progress)
+            except ModelError as error:
+                listener(Notice(f"{error.message}; {UNIDENTIFIED}"))
+                return ""
             folder.keep_model(found)
             return digest(found)
 
-        yield Sources(digest(data), model)
+        yield Sources(digest(data), model, (), partial(require_unchanged, files, stamps))

@@ -12,7 +12,8 @@ from acmsao_cli.checkpoint.store import Checkpoint, open_checkpoint, saved_steps
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Listener, Replayed
 from acmsao_cli.engine.folder import RunFolder
-from acmsao_cli.engine.loop import advance
+from acmsao_cli.engine.loop import PoisonedStepError, advance
+from acmsao_cli.engine.step import NotFiniteError
 from acmsao_cli.errors import CheckpointError
 
 Row = Mapping[str, Any]
@@ -58,7 +59,12 @@ def replay(run: Run, folder: RunFolder, rows: Sequence[Row], listener: Listener)
     run.poisoned = {row["step"]: row["left_out"] for row in rows if row.get("left_out")}
     kept = saved_steps(folder.checkpoints)
     for row in rows:
-        now = advance(run, lambda event: None)
+        try:
+            now = advance(run, lambda event: None)
+        except (NotFiniteError, PoisonedStepError) as error:
+            listener(Replayed(row["step"], row["loss"], same=False, weights_compared=False))
+            yield f"step {row['step']}: its {error.what} is not finite now"
+            return
         wrong = [
             f"step {run.step}: {name} was {row[name]}, and is {now[name]}"
             for name in FIGURES

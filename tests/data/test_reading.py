@@ -678,3 +678,58 @@ def test_the_summary_tells_sizes_captions_and_turns(tmp_path: Path) -> None:
     assert facts["turns by role"] == "assistant 2, user 2"
     assert facts["repeated examples"] == "1"
     assert facts["example length"] == "2 to 2 characters, median 2"
+
+
+def spoilt_pictures(folder: Path) -> None:
+    for name in "abcdefg":
+        picture(folder / f"{name}.png")
+        write(folder / f"{name}.txt", name)
+    write(folder / "b.png", "no picture")
+    write(folder / "c.txt", "")
+    (folder / "d.txt").unlink()
+    picture(folder / "e.jpg")
+    (folder / "f.png").unlink()
+    (folder / "f.png").symlink_to("nowhere")
+
+
+def spoilt_table(folder: Path) -> None:
+    for name in "ac":
+        picture(folder / f"{name}.png")
+    write(folder / "b.png", "no picture")
+    rows = [{"file_name": f"{name}.png", "text": name} for name in "ab"]
+    lines(folder / "metadata.jsonl", *rows, {"file_name": "c.png", "text": ""}, "{", rows[0])
+
+
+def spoilt_chats(folder: Path) -> None:
+    good = {"prompt": "a", "completion": "b"}
+    lines(folder / "a.jsonl", good, "{", good | {"completion": ""}, {"prompt": "a"})
+
+
+def spoilt_rows(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+    picture(folder / "a.png")
+    image = (folder / "a.png").read_bytes()
+    (folder / "a.png").unlink()
+    rows = {"image": [image, b"none", image], "text": ["a", "b", ""]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(folder))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "captions": (spoilt_pictures, ["b.png", "c.png", "d.png", "e.png", "f.png"]),
+    "metadata": (spoilt_table, ["b.png", "c.png", "metadata.jsonl:4", "metadata.jsonl:5"]),
+    "instruction": (spoilt_chats, ["a.jsonl:2", "a.jsonl:3", "a.jsonl:4"]),
+    "huggingface": (spoilt_rows, ["row 1", "row 2"]),
+}
+
+
+@pytest.mark.parametrize("form", SPOILT)
+def test_what_is_wrong_with_an_item_has_the_name_that_the_item_has_when_it_is_put_right(
+    tmp_path: Path, form: str
+) -> None:
+    spoil, names = SPOILT[form]
+    spoil(tmp_path)
+    reading = text(tmp_path) if form == "instruction" else images(tmp_path)
+    assert reading.format == form
+    assert sorted(problem.name for problem in bad(reading)) == names

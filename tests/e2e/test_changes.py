@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,17 @@ from micro.shelf import write_recipe
 from acmsao_cli import identity
 from acmsao_cli.checkpoint.store import newest_checkpoint, open_checkpoint
 from acmsao_cli.cli.app import main
-from acmsao_cli.engine import continuation
+from acmsao_cli.engine import continuation, replay
 from acmsao_cli.engine.folder import RunFolder
+from acmsao_cli.engine.loop import PoisonedStepError, advance
 from acmsao_cli.engine.report import read_metrics
+from acmsao_cli.engine.step import NotFiniteError
+from acmsao_cli.models.causal_lm.family import CausalLmFamily
+from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee
 
 RUN = RunFolder(Path("out"))
 WEIGHTS = Path("lm/model.safetensors")
+LONGER = ("-s", "training.steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +70,10 @@ def goes_on(acmsao: Any, *options: str) -> str:
     return " ".join(outcome.out.split())
 
 
-def refused(acmsao: Any, *words: str) -> None:
+def refused(acmsao: Any, *words: str, options: Sequence[str] = ()) -> None:
     """The run does not go on, says these words, and nothing in its folder changes."""
     before = {file: file.read_bytes() for file in RUN.path.rglob("*.json")}
-    outcome = going_on(acmsao)
+    outcome = going_on(acmsao, *options)
     assert outcome.code == 5, outcome.out + outcome.err
     assert "Traceback" not in outcome.err
     said = " ".join(outcome.err.split())
@@ -113,7 +120,8 @@ def test_a_byte_of_the_weights_is_noticed_though_size_and_time_are_as_they_were(
     content[-1] ^= 1
     WEIGHTS.write_bytes(content)
     os.utime(WEIGHTS, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    refused(acmsao, "the model at", "changed: model.safetensors", "--allow-changed model")
+    says = ("the model at", "changed: model.safetensors", "--allow-changed model")
+    refused(acmsao, *says, options=LONGER)
     assert [Path(name).name for name in read if "/lm/" in name] == ["model.safetensors"]
 
 
@@ -184,9 +192,8 @@ def test_other_versions_and_threads_are_told(
 
 def test_what_cannot_have_changed_or_be_allowed_is_said(acmsao: Any, moved: Path) -> None:
     for command, why in (
-        (("train", "mine.yaml", "--dry-run"), "a dry run compares nothing"),
+        (("train", "mine.yaml", "--dry-run"), "there is no checkpoint to compare with"),
         (("resume", "out"), "the run is finished"),
-        (("resume", "out", "--verify"), "there is no checkpoint to compare with"),
     ):
         outcome = acmsao(*command, "--allow-changed", "data")
         said = " ".join(outcome.out.split())
@@ -202,3 +209,192 @@ def test_what_is_no_longer_noted_is_still_compared(acmsao: Any, moved: Path) -> 
     Path("chats.jsonl").write_text(Path("chats.jsonl").read_text().replace("is 7", "is seven"))
     refused(acmsao, "the data at", "cannot be named")
     assert "the data changed" in goes_on(acmsao, "--allow-changed", "data")
+
+
+# A model that changes while a run uses it
+
+
+def change(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def changing(patch: pytest.MonkeyPatch, owner: type, name: str, spoil: Callable[[], None]) -> None:
+    """Spoil something behind what the method does."""
+    method = getattr(owner, name)
+
+    def then_spoilt(self: Any, *rest: Any) -> Any:
+        result = method(self, *rest)
+        if str(getattr(result, "device", "")) != "meta":
+            spoil()
+        return result
+
+    patch.setattr(owner, name, then_spoilt)
+
+
+@pytest.mark.parametrize("options", [("-o", "out"), ("-o", "new")], ids=["resumed", "new"])
+def test_a_model_that_changes_while_it_is_loaded_is_refused_before_a_step(
+    acmsao: Any, moved: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    changing(monkeypatch, CausalLmFamily, "open", lambda: change(WEIGHTS))
+    outcome = acmsao("train", "mine.yaml", *options)
+    assert outcome.code == 3, outcome.out
+    assert "lm/model.safetensors changed since" in "".join(outcome.err.split("\n"))
+    assert len(read_metrics(RUN.metrics)) == 2
+    assert not Path("new/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil", [change, lambda file: file.rename("away")], ids=["changed", "gone"]
+)
+def test_a_model_that_changes_before_it_is_hashed_costs_no_checkpoint_and_stays_unknown(
+    acmsao: Any, moved: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    loaded, hashing = threading.Event(), identity.read_item
+    whole = WEIGHTS.read_bytes()
+
+    def late(*arguments: Any, **more: Any) -> Any:
+        assert loaded.wait(30)
+        return hashing(*arguments, **more)
+
+    def spoilt() -> None:
+        spoil(WEIGHTS)
+        loaded.set()
+
+    shutil.rmtree("out")
+    every = ("-s", "checkpoint.every=1")
+    with monkeypatch.context() as patch:
+        changing(patch, CausalLmTrainee, "encode", spoilt)
+        patch.setattr("acmsao_cli.models.identity.read_item", late)
+        done = going_on(acmsao, *every)
+    assert done.code == 0, done.err
+    assert " ".join(done.out.split()).count("cannot say which model it is") == 1
+    assert header()["model"] == ""
+
+    WEIGHTS.write_bytes(whole)
+    says = ("the model at", "may not be what step-00000003", "could not be identified")
+    refused(acmsao, *says, options=LONGER)
+    said = goes_on(acmsao, *LONGER, "--allow-changed", "model")
+    assert "the model changed, and the run goes on it could not be identified then" in said
+    assert header()["model"] != ""
+    goes_on(acmsao, "-s", "training.steps=5")
+
+
+# A finished run
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda: Path("chats.jsonl").unlink(),
+        lambda: Path("chats.jsonl").write_text(Path("chats.jsonl").read_text() * 2),
+        lambda: change(WEIGHTS),
+        lambda: shutil.rmtree("lm"),
+    ],
+    ids=["no data", "other data", "another model", "no model"],
+)
+def test_a_finished_run_is_done_whatever_became_of_what_it_was_made_from(
+    acmsao: Any, moved: Path, spoil: Callable[[], None]
+) -> None:
+    goes_on(acmsao)
+    spoil()
+    for options in ((), ("--dry-run",), ("-s", "checkpoint.keep=1")):
+        assert "already done" in goes_on(acmsao, *options)
+    for options in (LONGER, ("-s", "optimizer.lr=0.02")):
+        assert going_on(acmsao, *options).code in (3, 5)
+
+
+def test_a_rehearsal_compares_as_the_run_would(acmsao: Any, moved: Path) -> None:
+    Path("chats.jsonl").write_text(Path("chats.jsonl").read_text().replace("is 7", "is seven"))
+    refused(acmsao, "changed: chats.jsonl:8", options=["--dry-run"])
+    said = goes_on(acmsao, "--dry-run", "--allow-changed", "data")
+    assert "the data changed, and the run goes on changed: chats.jsonl:8" in said
+    assert len(read_metrics(RUN.metrics)) == 2
+
+
+# Steps that are taken again
+
+
+def verified(acmsao: Any, code: int, *options: str) -> str:
+    """What was said of a run whose steps are taken again; a line, however long."""
+    outcome: Outcome = acmsao("resume", "--verify", "out", *options)
+    assert outcome.code == code, outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
+    return " ".join((outcome.err + outcome.out).split())
+
+
+def another_caption() -> None:
+    Path("chats.jsonl").write_text(Path("chats.jsonl").read_text().replace("is 7", "is seven"))
+
+
+@pytest.mark.parametrize("checkpoints", ["one", "none"])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (another_caption, "changed: chats.jsonl:8"),
+        (lambda: change(WEIGHTS), "changed: model.safetensors"),
+    ],
+    ids=["data", "model"],
+)
+def test_steps_from_the_beginning_are_compared_by_what_the_run_was_made_from(
+    acmsao: Any, begun: Path, moved: Path, spoil: Callable[[], None], says: str, checkpoints: str
+) -> None:
+    RUN.recipe.write_text(RUN.recipe.read_text().replace(str(begun), str(moved)))
+    if checkpoints == "none":
+        shutil.rmtree(RUN.checkpoints)
+    assert "2 steps from the beginning came out the same" in verified(acmsao, 0)
+    spoil()
+    said = verified(acmsao, 5)
+    assert says in said
+    assert "the same bits" not in said
+    kind = "data" if "chats" in says else "model"
+    allowed = acmsao("resume", "--verify", "out", "--allow-changed", kind)
+    assert f"--allow-changed {kind}: the {kind} changed" in allowed.out
+    assert "loss" in allowed.out
+
+
+def test_a_run_that_was_changed_is_not_taken_again_from_its_beginning(
+    acmsao: Any, moved: Path
+) -> None:
+    another_caption()
+    goes_on(acmsao, "--allow-changed", "data", "-s", "checkpoint.keep=1")
+    assert "from its beginning it cannot be taken again: at step 2 its data" in verified(acmsao, 5)
+
+
+def test_steps_that_are_not_finite_now_are_a_difference(
+    acmsao: Any, moved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (NotFiniteError("loss"), PoisonedStepError(2, "loss")):
+
+        def not_finite(run: Any, *rest: Any, error: Exception = error) -> Any:
+            if run.step == 1:
+                raise error
+            return advance(run, *rest)
+
+        monkeypatch.setattr(replay, "advance", not_finite)
+        said = verified(acmsao, 5)
+        assert "does not come to the same bits: step 2: its loss is not finite now" in said
+        assert "DIFFERENT" in said
+
+
+def test_steps_that_find_no_memory_say_what_would_help(
+    acmsao: Any, moved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(self: Any, batch: Any) -> Any:
+        if self.device.type != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss(self, batch)
+
+    loss = CausalLmTrainee.loss
+    monkeypatch.setattr(CausalLmTrainee, "loss", too_large)
+    said = verified(acmsao, 8)
+    assert "out of memory: tried to allocate 2.00 GiB" in said
+    assert "training.gradient_checkpointing=true" in said
+
+
+def test_steps_that_will_not_fit_are_not_begun(acmsao: Any, moved: Path) -> None:
+    recipe = RUN.recipe.read_text()
+    assert "budget_gib: null" in recipe
+    RUN.recipe.write_text(recipe.replace("budget_gib: null", "budget_gib: 0.0001"))
+    assert "this run needs" in verified(acmsao, 8)

@@ -122,6 +122,25 @@ def test_bad_items_are_left_out_counted_and_told(acmsao: Any, spoilt: Path) -> N
     assert len(kept["items"]) == 6
 
 
+def test_what_was_left_out_at_first_stays_out_though_it_is_put_right_or_gone_for_a_while(
+    acmsao: Any, spoilt: Path
+) -> None:
+    folder = spoilt.parent / "spoilt"
+    whole = (folder / "0.png").read_bytes()
+    (folder / "zz.png").write_text("no picture")
+    skip = ("-s", "data.on_bad=skip", "-s", "data.max_bad=0.15", "-s", "samples.prompts=[]")
+    options = ("train", str(spoilt), *skip, "-o", "out", "-s")
+    assert acmsao(*options, "training.steps=1").code == 0
+    for steps, content in ((2, None), (3, whole)):
+        (folder / "zz.png").unlink()
+        if content is not None:
+            (folder / "zz.png").write_bytes(content)
+        done = acmsao(*options, f"training.steps={steps}")
+        assert done.code == 0, done.err
+        kept = json.loads(Path("out/data.json").read_text())
+        assert (len(kept["items"]), len(kept["left_out"])) == (6, 1)
+
+
 def test_pictures_that_were_seen_whole_are_decoded_once_for_a_run(
     acmsao: Any, sdxl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from micro.shelf import sdxl, shelf
 from PIL import Image
 
+from acmsao_cli import identity
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.layers import Request, resolve
 from acmsao_cli.config.recipe import RunConfig
@@ -48,7 +50,7 @@ class Begun:
         recipe.write_text(json.dumps(values))
         config, data = self.config(), self.data()
         self.folder.keep_data(data, [])
-        with sources_of(config, data, self.folder, None) as sources:
+        with sources_of(config, data, self.folder, None, ignore) as sources:
             header = {"recipe": config.as_dict(), **sources.as_header(torch.device("cpu"))}
         self.checkpoint = Checkpoint(Path("step-00000002"), 2, header)
 
@@ -117,3 +119,26 @@ def test_libraries_device_and_threads_are_what_a_checkpoint_was_made_with() -> N
     found = made_with(torch.device("cpu"))
     assert (found["device"], found["threads"]) == ("cpu", str(torch.get_num_threads()))
     assert {"acmsao", "python", "torch", "diffusers", "transformers", "pillow"} <= found.keys()
+
+
+def test_who_waits_for_the_hash_of_the_model_is_told(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashing, asked = identity.sha256_of, threading.Event()
+
+    def late(*arguments: Any) -> str:
+        assert asked.wait(10)
+        return hashing(*arguments)
+
+    monkeypatch.setattr(identity, "sha256_of", late)
+    events: list[Any] = []
+
+    def listen(event: Any) -> None:
+        events.append(event)
+        asked.set()
+
+    begun.folder.keep_model({})
+    with sources_of(begun.config(), begun.data(), begun.folder, None, listen) as sources:
+        assert sources.model() == begun.checkpoint.header["model"]
+    assert {event.task for event in events} == {"waiting for the model's hash"}
+    assert [events[0].done, events[-1].done] == [0, events[-1].total]

@@ -55,22 +55,25 @@ def read_captions(source: Source, section: ImageData) -> Iterator[Example | Prob
         alike = folded.setdefault(stem(file).casefold(), file)
         if owner != file and len(texts) == 1:
             other = printable(owner.name)
-            yield Problem(place, f"has the same caption file as {other}; each needs its own")
+            message = f"has the same caption file as {other}; each needs its own"
+            yield Problem(place, message, name=str(file))
             continue
         if stem(alike) != stem(file):
             other = printable(alike.name)
-            yield Problem(place, f"differs from {other} in case alone; rename one of the two")
+            message = f"differs from {other} in case alone; rename one of the two"
+            yield Problem(place, message, name=str(file))
             continue
         if len(texts) != 1:
             names = printable(" and ".join(text.name for text in texts))
             missing = f"there is no caption {printable(file.stem)}.txt beside it"
-            yield Problem(place, f"has several captions: {names}" if texts else missing)
+            message = f"has several captions: {names}" if texts else missing
+            yield Problem(place, message, name=str(file))
             continue
         try:
             text_place = source.place(texts[0])
             caption = caption_of(read_text(source, texts[0], MAX_CAPTION_BYTES), text_place)
         except DataError as error:
-            yield Problem.of(text_place, error)
+            yield Problem.of(text_place, error, str(file))
             continue
         yield from picture(source, file, place, caption)
     for name in captions.keys() - owners.keys():

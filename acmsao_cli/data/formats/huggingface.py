@@ -15,7 +15,7 @@ from acmsao_cli.config.sdxl import ImageData
 from acmsao_cli.data.base import Example, ImageExample, Problem
 from acmsao_cli.data.files import open_regular, printable, reason
 from acmsao_cli.data.images import open_picture, probe
-from acmsao_cli.data.pictures import caption_of, open_unchanged
+from acmsao_cli.data.pictures import SEVERAL_FRAMES, caption_of, open_unchanged
 from acmsao_cli.data.records import read_text, text_of
 from acmsao_cli.data.registry import data_format
 from acmsao_cli.data.source import Source
@@ -45,17 +45,18 @@ def read_saved(source: Source, section: ImageData) -> Iterator[Example | Problem
     columns = (section.image_column, section.caption_column)
     table = _columns(source, _load(source), columns)
     for row, values in enumerate(table):
-        place = f"{printable(source.name)} row {row}"
+        name = f"row {row}"
+        place = f"{printable(source.name)} {name}"
         try:
             caption = caption_of(text_of(values[columns[1]], place, columns[1]), place)
             content = _content(source, values[columns[0]], place)
             stamp = stamp_at(content) if isinstance(content, Path) else ()
             found = probe(content, place)
         except DataError as error:
-            yield Problem.of(place, error)
+            yield Problem.of(place, error, name)
             continue
         if found.animated:
-            yield Problem(place, "has several frames; the first is used", severity="warning")
+            yield Problem(place, SEVERAL_FRAMES, severity="warning", name=name)
         path = content if isinstance(content, Path) else None
         yield ImageExample(
             place,
@@ -64,7 +65,7 @@ def read_saved(source: Source, section: ImageData) -> Iterator[Example | Problem
             (found.height, found.width),
             path=path,
             encoded=partial(_encoded, source, table, row, columns[0], place),
-            name=f"row {row}",
+            name=name,
             stamp=stamp,
         )
 

@@ -50,14 +50,19 @@ def read_metadata(source: Source, section: ImageData) -> Iterator[Example | Prob
                 yield row
                 continue
             try:
-                file, caption = _row(source, row)
+                key = _caption_key(row)
+                file = _file(source, row)
             except DataError as error:
-                yield Problem.of(row.place, error)
+                yield Problem.of(row.place, error, row.name)
+                continue
+            try:
+                caption = caption_of(text_of(row.fields[key], row.place, key), row.place)
+            except DataError as error:
+                yield Problem.of(row.place, error, str(file))
                 continue
             if file in seen:
-                yield Problem(
-                    row.place, f"`{printable(str(file))}` was described before, at {seen[file]}"
-                )
+                message = f"`{printable(str(file))}` was described before, at {seen[file]}"
+                yield Problem(row.place, message, name=row.name)
                 continue
             seen[file] = row.place
             yield from picture(source, file, _beside(source, file), caption)
@@ -69,21 +74,25 @@ def read_metadata(source: Source, section: ImageData) -> Iterator[Example | Prob
     yield from source.unused(".jsonl", *PICTURE_SUFFIXES)
 
 
-def _row(source: Source, row: Record) -> tuple[PurePosixPath, str]:
-    """The picture, relative to the source's root, and the caption of a row."""
+def _caption_key(row: Record) -> str:
+    """Under which key a row has its caption. Raises DataError where it or the file is not there."""
     key = next((key for key in CAPTION_KEYS if key in row.fields), None)
     if FILE_KEY not in row.fields or key is None:
         lacking = f"`{FILE_KEY}`" if key else "caption: `text`, `caption` or `prompt`"
         raise DataError(f"{row.place}: no {lacking}; its keys are {keys_of(row.fields)}")
+    return key
+
+
+def _file(source: Source, row: Record) -> PurePosixPath:
+    """The picture of a row, relative to the source's root."""
     name = text_of(row.fields[FILE_KEY], row.place, FILE_KEY)
-    caption = caption_of(text_of(row.fields[key], row.place, key), row.place)
     relative = PurePosixPath(name)
     if not name or "\0" in name or relative.is_absolute() or PureWindowsPath(name).is_absolute():
         raise DataError(f"{row.place}: `{FILE_KEY}` must be a path relative to this file's folder")
     file = row.file.parent / relative
     if ".." in relative.parts or not source.contains(source.path(file)):
         raise DataError(f"{row.place}: `{FILE_KEY}` leaves the data folder: {printable(name)}")
-    return file, caption
+    return file
 
 
 def _beside(source: Source, file: PurePosixPath) -> str:
