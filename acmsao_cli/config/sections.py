@@ -175,7 +175,8 @@ class CheckpointSection(Section):
     background: bool = Field(
         True,
         description="write beside the training, from a copy in the host's memory; where that would "
-        "take more than 40 % of what is free, the training waits",
+        "take more than 40 % of what is free to this process, or on a CPU more than the budget "
+        "leaves, the training waits",
     )
 
 
