@@ -142,6 +142,11 @@ class TrainingSection(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="auto, cpu, cuda or cuda:N"
     )
+    deterministic: bool = Field(
+        False,
+        description="take only kernels that come to the same bits each time: what a GPU needs for "
+        "that, more slowly; a CPU does without",
+    )
 
 
 class MemorySection(Section):

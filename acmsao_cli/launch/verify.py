@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.engine.assemble import assemble, restore
 from acmsao_cli.engine.continuation import as_begun, check_continuation, without_effect
+from acmsao_cli.engine.deterministic import reproducible
 from acmsao_cli.engine.events import Listener, Notice
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.replay import passage, replay
@@ -26,7 +27,7 @@ def verify(
     listener: Listener,
 ) -> None:
     """Take steps again. Raises CheckpointError that says what did not come out as it was."""
-    with stop_on_signal(), folder.locked():
+    with stop_on_signal(), folder.locked(), reproducible(config.recipe.training):
         chosen = passage(folder, read_metrics(folder.metrics), num_steps)
         known = folder.data_items()
         config, reading = read_examples(config, listener, known)
@@ -48,6 +49,7 @@ def verify(
         raise CheckpointError(
             f"{folder.path} does not come to the same bits: {wrong}",
             hint="another machine, another number of threads or other versions of the libraries "
-            "compute with other last digits; the run can go on all the same",
+            "compute with other last digits, and so does a GPU each time, unless the run was made "
+            "with training.deterministic=true; the run can go on all the same",
         )
     listener(Notice(f"{len(chosen.rows)} steps from {began} came out the same to the bit"))

@@ -21,18 +21,8 @@ FILES = sorted(set(PACKAGE.rglob("*.py")) - ROOT)
 # Each may import those before it.
 ORDER = (
     *("builtin", "errors", "privacy", "writing", "versions", "identity", "host_memory"),
-    *(
-        "config",
-        "optim",
-        "data",
-        "models",
-        "checkpoint",
-        "engine",
-        "memory",
-        "bench",
-        "launch",
-        "cli",
-    ),
+    *("config", "optim", "data", "models", "checkpoint", "engine", "memory"),
+    *("bench", "launch", "cli"),
 )
 # Beyond the order: the optimizer could be a package of its own.
 ONLY = {"optim": {"errors", "host_memory"}, "config": {"builtin", "errors", "privacy"}}
