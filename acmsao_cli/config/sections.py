@@ -148,6 +148,15 @@ class TrainingSection(Section):
         "that, more slowly; a CPU does without",
     )
 
+    @property
+    def planned_portions(self) -> int:
+        """Micro-batches of the largest step that memory can tell apart.
+
+        The second meets the gradients of the first; a third would change nothing.
+        """
+        grows = self.batch_schedule or self.adaptive_batch is not None
+        return 2 if grows else min(self.accumulation, 2)
+
 
 class MemorySection(Section):
     """What the run may take."""
