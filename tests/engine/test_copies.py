@@ -29,9 +29,13 @@ def test_where_plan_and_copy_exceed_it_nothing_is_copied(
     planned: int,
     copies: bool,
 ) -> None:
-    made: list[int] = []
-    copied = background.copied
-    monkeypatch.setattr(background, "copied", lambda files: (made.append(1), copied(files))[1])
+    copied, made = background.copied, []
+
+    def noted(files: background.Files) -> Any:
+        made.append(files.keys())
+        return copied(files)
+
+    monkeypatch.setattr(background, "copied", noted)
     run = make_run(make_config(memory={"budget_gib": budget}))
     train(run, RunFolder(tmp_path), Stop(), lambda event: None, Expectation(planned, 0))
     assert bool(made) == copies
