@@ -39,6 +39,12 @@ CASES: Final = {
         *("-s", "training.accumulation=1", "-s", "data.max_length=64", "-s", "samples.every=0"),
     ),
     "pictures lora": ("quickstart", *BASE, "-s", "samples.steps=1"),
+    "pictures full, fused, workers": (
+        *("sdxl-full", "-s", "model.source=builtin:tiny-sdxl", "-s", "data.source=builtin:zoblins"),
+        *("-s", "data.resolution=64", "-s", "data.bucket_step=8", "-s", "data.workers=2"),
+        *(*BASE, *FUSED, "-s", "samples.steps=1", "-s", "samples.every=0"),
+        *("-s", "training.epochs=null", "-s", "optimizer.storage=factored_4bit"),
+    ),
 }
 SIGNALS: Final = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What a run that was told to stop may answer; by the signal itself before anything was begun.

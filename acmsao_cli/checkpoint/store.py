@@ -35,6 +35,10 @@ SEAL = "sha256"
 NAME = re.compile(r"step-(\d{8})")
 # Beside the place of a checkpoint that is being replaced: what was there.
 FORMER = ".former.tmp"
+# Before the name of a checkpoint of a course that the run has left.
+ASIDE = "left-"
+# In a checkpoint's header: the mean loss of the steps before it, if there were any that count.
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,6 @@ class Checkpoint:
             return dict(load_file(file))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from None
-
-
-# In a checkpoint's header: by how little it lost to the others, if that was measured.
-LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CheckpointStore:
 
         When this returns it is on the disk. Raises OutputError, and nothing has changed.
         """
-        target = self.folder / f"step-{step:08d}"
+        target = path_in(self.folder, step)
         temporary = self.folder / f".{target.name}.tmp"
         require_space(self.folder, num_bytes(files), "the checkpoint")
         with writing(self.folder), self._cleared(temporary):
@@ -91,6 +91,7 @@ class CheckpointStore:
             flush_folder(temporary)
             self._put_in_place(temporary, target)
         self.discard_after(step)
+        self.forget_aside()
         self._prune()
         return target
 
@@ -108,18 +109,21 @@ class CheckpointStore:
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         """Rename; where a run that went back comes to the same step again, the old one goes."""
         former = self.folder / f".{target.name}{FORMER}"
-        if target.exists():
+        replaces = target.exists()
+        if replaces:
             os.replace(target, former)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if replaces:
+                os.replace(former, target)
+            raise
         flush_folder(self.folder)
         shutil.rmtree(former, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        if not self.folder.is_dir():
-            return []
-        found = (step_of(entry) for entry in self.folder.iterdir())
-        return sorted(step for step in found if step is not None)
+        return saved_steps(self.folder)
 
     def best(self) -> tuple[int, float] | None:
         """The step and the loss of the checkpoint that says the lowest; of equals, the newest."""
@@ -130,7 +134,7 @@ class CheckpointStore:
     def _loss(self, step: int) -> float | None:
         """What a checkpoint's header says, if it can be read."""
         try:
-            manifest = json.loads((self.folder / f"step-{step:08d}" / MANIFEST).read_bytes())
+            manifest = json.loads((path_in(self.folder, step) / MANIFEST).read_bytes())
             return float(manifest["header"][LOSS])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -148,9 +152,14 @@ class CheckpointStore:
             if newer > step:
                 self._remove(newer)
 
+    def forget_aside(self) -> None:
+        """Remove what was set aside."""
+        for path in self.folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def _remove(self, step: int) -> None:
         """Make it no checkpoint at once, then take its files away."""
-        path = self.folder / f"step-{step:08d}"
+        path = path_in(self.folder, step)
         gone = self.folder / f".{path.name}.gone.tmp"
         with suppress(OSError):
             os.replace(path, gone)
@@ -180,6 +189,34 @@ def write_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"bytes": hashed.num_bytes, "sha256": hashed.digest}
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in `folder`, ascending; whole or not."""
+    if not folder.is_dir():
+        return []
+    found = (step_of(entry) for entry in folder.iterdir())
+    return sorted(step for step in found if step is not None)
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Make checkpoints newer than `step` none, for good: the run goes on from there.
+
+    Their files stay under another name until it has saved again. Raises OutputError.
+    """
+    newer = [path_in(folder, one) for one in saved_steps(folder) if one > step]
+    with writing(folder):
+        for path in newer:
+            aside = folder / f"{ASIDE}{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+        if newer:
+            flush_folder(folder)
+
+
+def path_in(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def step_of(path: Path) -> int | None:
     """The step that a checkpoint's name tells; None for a name that is none."""
     match = NAME.fullmatch(path.name)
@@ -188,8 +225,8 @@ def step_of(path: Path) -> int | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, not yet verified."""
-    steps = CheckpointStore(folder, keep=1).steps()
-    return folder / f"step-{steps[-1]:08d}" if steps else None
+    steps = saved_steps(folder)
+    return path_in(folder, steps[-1]) if steps else None
 
 
 def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -198,9 +235,9 @@ def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     None where there is no checkpoint. Raises CheckpointError where there are, and none is whole.
     """
     wrong: list[str] = []
-    for step in reversed(CheckpointStore(folder, keep=1).steps()):
+    for step in reversed(saved_steps(folder)):
         try:
-            return open_checkpoint(folder / f"step-{step:08d}"), wrong
+            return open_checkpoint(path_in(folder, step)), wrong
         except CheckpointError as error:
             wrong.append(error.message)
     if wrong:

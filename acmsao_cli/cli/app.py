@@ -171,7 +171,10 @@ def ended_by_signals() -> Iterator[None]:
     """Within, SIGTERM and SIGHUP end the process at once with the code that shells give them.
 
     A run that can save something has handlers of its own meanwhile. What is ignored stays so.
+    SIGUSR1, which asks for a checkpoint, does nothing where there is none to make.
     """
+    if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, lambda number, _: None)
     ended = [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]
     for number in ended:
         signal.signal(number, lambda number, _: os._exit(128 + number))

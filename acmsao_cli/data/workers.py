@@ -188,11 +188,12 @@ def start() -> Worker:
     ours, theirs = Pipe()
     command = f"from {__name__} import serve; serve({theirs.fileno()}, {os.getpid()})"
     search = os.pathsep.join(path for path in sys.path if path)
+    # -P: modules that lie in the current folder, which may be a stranger's, are not imported.
     # It begins with these signals held back, and ignores them before it lets them in.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SHARED_SIGNALS)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", command],
+            [sys.executable, "-P", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
+from acmsao_cli.checkpoint.store import newest_checkpoint, path_in, step_of
 from acmsao_cli.engine.lock import held
 from acmsao_cli.errors import CheckpointError, ConfigError
 from acmsao_cli.identity import Item, Manifest, as_json, from_json
@@ -87,7 +87,7 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         """Where that of a step is."""
-        return self.checkpoints / f"step-{step:08d}"
+        return path_in(self.checkpoints, step)
 
     def checkpoint_bytes(self) -> int:
         """What the checkpoints take on the disk."""

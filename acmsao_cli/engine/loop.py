@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from acmsao_cli.checkpoint.store import set_aside_after
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Notice, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
@@ -46,7 +47,9 @@ def train(
     """
     started = time.monotonic()
     folder.reopen()
-    metrics = MetricsFile(folder.metrics, run.step)
+    # Before a line is cut: what is newer belongs to a course that the run has left.
+    set_aside_after(folder.checkpoints, run.step)
+    metrics = MetricsFile(folder.metrics, run.step, listener)
     if run.step == 0 and sample_first:
         draw_samples(run, folder, listener)
     watch = Watch(run, expectation, listener, losses_of(metrics.rows))
@@ -64,8 +67,8 @@ def train(
         take_steps(run, folder, checkpoints, metrics, stop, listener, watch)
     finally:
         checkpoints.settle()
-    stop.stepping = False
-    checkpoints.store.discard_after(run.step)  # a run that went back to its end saves nothing anew
+    stop.heed()
+    checkpoints.store.forget_aside()  # a run that went back to its end saves nothing anew
     return finish(run, folder, metrics, checkpoints, time.monotonic() - started, listener)
 
 
@@ -108,11 +111,10 @@ def take_steps(
             raise out_of_memory(message, run, checkpoints)
         checkpoints.look()
         stopping, last = stop.number, run.step == run.total_steps
-        due = checkpoints.is_due and not run.progress.left_out
         try:
             if stopping or last:
                 checkpoints.save_now()
-            elif stop.asked_to_save() or due:
+            elif not run.progress.left_out and (stop.asked_to_save() or checkpoints.is_due):
                 checkpoints.save()
         except DamagedStateError as error:
             raise damaged(error.what, run, checkpoints) from None
@@ -364,7 +366,7 @@ def finish(
         "loss_spikes": sum(1 for row in metrics.rows if row.get("spike")),
         "unmoved": latest(metrics, "unmoved"),
         "best_checkpoint": {"step": best[0], "loss": best[1]} if best else None,
-        "peak_memory_bytes": max(row["memory_bytes"] for row in metrics.rows),
+        "peak_memory_bytes": max((row["memory_bytes"] for row in metrics.rows), default=0),
         "memory": latest(metrics, "memory"),
         "comparison": str(comparison.relative_to(folder.path)) if comparison else None,
         "files": [describe_export(one, folder) for one in exported],

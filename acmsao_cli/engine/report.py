@@ -6,48 +6,95 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from acmsao_cli import __version__
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.config.writing import to_yaml
+from acmsao_cli.engine.events import Listener, Notice
+from acmsao_cli.errors import OutputError
 from acmsao_cli.privacy import private
 from acmsao_cli.writing import open_to_append, write_whole, writing
 
 
 class MetricsFile:
-    """metrics.jsonl: one line for each step, appended; never more than the steps that are done."""
+    """metrics.jsonl: one line for each step, appended; never more than the steps that are done.
 
-    def __init__(self, path: Path, steps_done: int) -> None:
-        self.path = path
-        kept = [row for row in read_metrics(path) if row["step"] <= steps_done]
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.rows = kept
+    Lines that cannot be written are told once, and tried again with each that follows: a full disk
+    does not end a run before it has missed its checkpoints.
+    """
+
+    def __init__(self, path: Path, steps_done: int, listener: Listener) -> None:
+        self.path, self.listener = path, listener
+        self.rows = [row for row in read_metrics(path) if row["step"] <= steps_done]
+        whole = "".join(map(line_of, self.rows))
+        write_whole(path, whole)
+        self._size, self._waiting = len(whole.encode()), ""
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a step's line."""
         self.rows.append(row)
-        with writing(self.path), open_to_append(self.path) as stream:
-            stream.write(json.dumps(row) + "\n")
+        told = bool(self._waiting)
+        self._waiting += line_of(row)
+        try:
+            self._write()
+        except OutputError as error:
+            if not told:
+                self.listener(Notice(f"{error.message}; going on, and trying again"))
 
     def flush(self) -> None:
-        """Make all lines durable, so that none is missing behind a checkpoint."""
+        """Make all lines durable, so that none is missing behind a checkpoint.
+
+        Raises OutputError.
+        """
+        self._write()
         with writing(self.path), open_to_append(self.path) as stream:
             os.fsync(stream.fileno())
 
+    def _write(self) -> None:
+        """Write the lines that wait, after the whole ones."""
+        with writing(self.path):
+            try:
+                with open_to_append(self.path) as stream:
+                    stream.write(self._waiting)
+            except OSError:
+                with suppress(OSError):  # half a line may have come to the disk
+                    os.truncate(self.path, self._size)
+                raise
+        self._size, self._waiting = self._size + len(self._waiting.encode()), ""
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """Of metrics.jsonl."""
+    return json.dumps(row) + "\n"
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; one that a crash cut short ends the list."""
+    """The lines of a metrics file up to the first that is none, as a crash may leave it."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(dict(json.loads(line)))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not is_row(row) or (rows and row["step"] <= rows[-1]["step"]):
+            break
+        rows.append(row)
     return rows
+
+
+def is_row(value: object) -> bool:
+    """Whether this is a step's line, with what is read from one."""
+    return (
+        isinstance(value, dict)
+        and all(type(value.get(key)) is int for key in ("step", "memory_bytes"))
+        and isinstance(value.get("lr"), int | float)
+        and isinstance(value.get("loss"), int | float | None)
+    )
 
 
 def losses_of(rows: list[dict[str, Any]]) -> list[float]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-from acmsao_cli.checkpoint.background import Writer
+from acmsao_cli.checkpoint.background import Files, Writer
 from acmsao_cli.checkpoint.resume import WEIGHTS
 from acmsao_cli.checkpoint.store import LOSS, CheckpointStore
 from acmsao_cli.engine.assemble import Run
@@ -18,6 +18,8 @@ from acmsao_cli.engine.events import Listener, Notice, Saved
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.report import MetricsFile, losses_of
 from acmsao_cli.errors import OutputError
+
+Save: TypeAlias = Callable[[int, Files, Mapping[str, Any]], Path | None]
 
 # Checkpoints in a row that could not be written before the run gives up.
 SAVES_MISSED: Final = 3
@@ -67,7 +69,7 @@ class Checkpoints:
         Raises DamagedStateError.
         """
         self._tried(self.writer.wait)
-        self._tried(self._begin)
+        self._tried(lambda: self._saved_by(self.writer.begin))
         self.look()
 
     def save_now(self) -> None:
@@ -76,8 +78,7 @@ class Checkpoints:
         Raises OutputError if it cannot be written.
         """
         self._tried(self.writer.wait)
-        self._begin()
-        self._tell(self.writer.wait())
+        self._tell(self._saved_by(self.store.save))
 
     def look(self) -> None:
         """Tell of a checkpoint that has come to the disk since."""
@@ -93,14 +94,15 @@ class Checkpoints:
         self.settle()
         return self.store.steps()
 
-    def _begin(self) -> None:
+    def _saved_by(self, save: Save) -> Path | None:
+        """What `save` makes of where the run is."""
         self.begun_at = self.run.step
         files, header = self.run.state()
         require_finite_state(files)
         self.metrics.flush()
         losses = losses_of(self.metrics.rows[-self.run.config.recipe.checkpoint.every :])
         lost = {LOSS: sum(losses) / len(losses)} if losses else {}
-        self.writer.begin(self.run.step, files, {**header, **lost})
+        return save(self.run.step, files, {**header, **lost})
 
     def _tried(self, work: Callable[[], Path | None]) -> None:
         try:

@@ -60,8 +60,8 @@ class Stop:
         asked, self.saving = self.saving, False
         return asked
 
-    def begin_again(self) -> None:
-        """No steps are taken until the run is assembled anew; a signal that came is heeded now."""
+    def heed(self) -> None:
+        """No steps are taken for now; a signal that came while they were is heeded now."""
         self.stepping = False
         if self.number is not None:
             raise Interrupted(self.number)

@@ -51,15 +51,17 @@ def spike(losses: Sequence[float], loss: float) -> float | None:
 class Excerpt:
     """Some weights of each tensor that may stand still, as they were."""
 
+    core: Core
     tensors: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
     def unmoved(self) -> float:
         """The share that is as it was."""
-        same = [
-            (excerpt_of(tensor) == before).float().mean()
-            for tensor, before in zip(self.tensors, self.values, strict=True)
-        ]
+        with self.core.at_home():
+            same = [
+                (excerpt_of(tensor) == before).float().mean()
+                for tensor, before in zip(self.tensors, self.values, strict=True)
+            ]
         return sum(float(one) for one in same) / len(same)
 
 
@@ -88,7 +90,8 @@ def excerpt(core: Core) -> Excerpt | None:
     if not found:
         return None
     largest = tuple(sorted(found, key=lambda one: -one.numel())[:TENSORS])
-    return Excerpt(largest, tuple(excerpt_of(tensor).clone() for tensor in largest))
+    with core.at_home():
+        return Excerpt(core, largest, tuple(excerpt_of(tensor).clone() for tensor in largest))
 
 
 def excerpt_of(tensor: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Training:
         attempt, sample_first = self, True
         while setback := attempt.made(planned, sample_first):
             let_go()
-            self.stop.begin_again()
+            self.stop.heed()
             if isinstance(setback, PoisonedStepError):
                 attempt = attempt.leaving_out(setback)
             else:

@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
         ("text lora", 10),
         pytest.param("text full, fused, 1-bit state", 10, marks=pytest.mark.slow),
         pytest.param("pictures lora", 10, marks=pytest.mark.slow),
+        pytest.param("pictures full, fused, workers", 10, marks=pytest.mark.slow),
     ],
 )
 def test_kills_at_random_moments_lose_tear_and_change_nothing(

@@ -152,6 +152,25 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
     assert store.steps() == [6], "of equals the newest"
 
 
+def test_where_the_new_one_cannot_take_its_place_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, 1)
+    store.save(1, FILES, {"is": "old"})
+    replace = os.replace
+
+    def refused(source: Path, target: Path) -> None:
+        if source.name == ".step-00000001.tmp":
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OutputError, match="Input/output"):
+        store.save(1, FILES, {"is": "new"})
+    assert os.listdir(tmp_path) == ["step-00000001"]
+    assert open_checkpoint(tmp_path / "step-00000001").header == {"is": "old"}
+
+
 # What a save asks the system for, in the order in which it may be the last thing it does.
 CALLS = ("replace", "fsync", "mkdir", "rmdir", "unlink")
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from acmsao_cli.engine import loop
+from acmsao_cli.launch import attempts
 from acmsao_cli.memory import ladder
 from acmsao_cli.models.causal_lm.trainee import CausalLmTrainee
 
@@ -101,7 +102,7 @@ def test_streamed_blocks_and_activations_come_last_on_a_card(
 ) -> None:
     on_a_card = partial(ladder.next_rung)
     monkeypatch.setattr(
-        ladder,
+        attempts,
         "next_rung",
         lambda *where, on_gpu, continued: on_a_card(*where, on_gpu=True, continued=continued),
     )

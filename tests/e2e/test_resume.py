@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from acmsao_cli.engine import assemble as module
+from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.report import read_metrics
 from acmsao_cli.engine.signals import Stop
+from acmsao_cli.launch import attempts
 
 FUSED = ("-s", "optimizer.fused_backward=true", "-s", "training.clip_norm=null")
 
@@ -121,7 +122,7 @@ def test_a_step_that_was_half_applied_is_gone_back_from_and_left_out(
     acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch, every: int, back: int
 ) -> None:
     """To the bits of a run in which it was never tried."""
-    assemble = module.assemble
+    assemble = attempts.assemble
 
     def poisoned_run(*arguments: Any, **more: Any) -> Any:
         run = assemble(*arguments, **more)
@@ -139,7 +140,7 @@ def test_a_step_that_was_half_applied_is_gone_back_from_and_left_out(
 
     options = ("train", str(lm), *FUSED, "-s", f"checkpoint.every={every}", "-o")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "assemble", poisoned_run)
+        patch.setattr(attempts, "assemble", poisoned_run)
         done = acmsao(*options, "back")
     assert done.code == 0, done.err
     assert f"half applied; going back to step {back}, to leave it out" in done.out
@@ -148,8 +149,8 @@ def test_a_step_that_was_half_applied_is_gone_back_from_and_left_out(
     assert [row["left_out"] for row in rows if row["left_out"]] == ["gradient norm"]
     assert acmsao("resume", "--verify", "back").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(module.Run, "poisoned", {}, raising=False)
-        patch.setattr(module, "assemble", forewarned_run)
+        patch.setattr(Run, "poisoned", {}, raising=False)
+        patch.setattr(attempts, "assemble", forewarned_run)
         assert acmsao(*options, "never").code == 0
     assert last_state(Path("back")) == last_state(Path("never"))
     for values in map(load_file, Path("back/checkpoints").glob("*/*.safetensors")):
@@ -159,7 +160,7 @@ def test_a_step_that_was_half_applied_is_gone_back_from_and_left_out(
 def test_steps_that_are_half_applied_again_and_again_end_the_run(
     acmsao: Any, lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assemble = module.assemble
+    assemble = attempts.assemble
 
     def poisoned_run(*arguments: Any, **more: Any) -> Any:
         run = assemble(*arguments, **more)
@@ -170,7 +171,7 @@ def test_steps_that_are_half_applied_again_and_again_end_the_run(
         list(run.parameters.values())[4].register_hook(poison)
         return run
 
-    monkeypatch.setattr(module, "assemble", poisoned_run)
+    monkeypatch.setattr(attempts, "assemble", poisoned_run)
     options = ("-s", "training.nonfinite_steps=2", "-o", "out")
     ended = acmsao("train", str(lm), *FUSED, *options)
     assert ended.code == 7

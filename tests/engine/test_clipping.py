@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 
 from acmsao_cli.engine.backward import BackwardHook, gradient_norm, norm_of_backward
 from acmsao_cli.engine.events import Event
-from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import advance
 
 BOUND = 0.2  # below the toy's gradient norms
@@ -26,7 +24,7 @@ def weights(run: Any) -> dict[str, torch.Tensor]:
 
 
 def steps(run: Any, count: int) -> list[dict[str, Any]]:
-    rows = [advance(run, RunFolder(Path("nowhere")), ignore) for _ in range(count)]
+    rows = [advance(run, ignore) for _ in range(count)]
     return [{key: row[key] for key in ("loss", "gradient_norm", "noise_scale")} for row in rows]
 
 

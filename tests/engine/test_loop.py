@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 
 from acmsao_cli.checkpoint.resume import require_same_recipe
 from acmsao_cli.checkpoint.store import CheckpointStore, open_checkpoint
+from acmsao_cli.engine import loop, report
 from acmsao_cli.engine.assemble import restore
-from acmsao_cli.engine.events import Event, Notice, StepDone
+from acmsao_cli.engine.events import Event, Notice, Saved, StepDone
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.loop import PoisonedStepError, advance, train
 from acmsao_cli.engine.report import read_metrics
@@ -361,6 +363,92 @@ def test_going_back_keeps_the_newer_checkpoints_until_there_is_another(
     assert folder.summary() is None
     names = sorted(path.name for path in folder.checkpoints.iterdir())
     assert names == ["step-00000006", "step-00000007"]
+
+
+def test_what_the_run_has_left_is_no_checkpoint_from_the_first_moment_on(
+    tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a run that went back and was killed would go on from the course that it has left."""
+    folder = RunFolder(tmp_path)
+    train(make_run(), folder, Stop(), ignore)
+    run = make_run()
+    restore(run, open_checkpoint(folder.checkpoints / "step-00000006"), ignore)
+
+    def killed(*what: Any) -> Any:
+        raise SystemExit
+
+    monkeypatch.setattr(loop, "advance", killed)
+    with pytest.raises(SystemExit):
+        train(run, folder, Stop(), ignore)
+    names = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert names == ["left-step-00000008", "step-00000006"]
+    assert [row["step"] for row in read_metrics(folder.metrics)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_during_the_last_save_stops_the_run_before_it_draws_and_exports(
+    tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, folder = CheckpointStore.save, RunFolder(tmp_path)
+
+    def interrupted(self: CheckpointStore, step: int, *what: Any) -> Path:
+        if step == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return save(self, step, *what)
+
+    monkeypatch.setattr(CheckpointStore, "save", interrupted)
+    with pytest.raises(StoppedError) as error, stop_on_signal() as stop:
+        train(make_run(), folder, stop, ignore)
+    assert error.value.exit_code == 143
+    assert not folder.final.exists()
+
+
+def test_a_checkpoint_that_was_asked_for_waits_for_a_step_that_counts(
+    tmp_path: Path, make_run: Any, make_config: Any
+) -> None:
+    run, stop, saved = make_run(make_config(checkpoint={"every": 100})), Stop(), list[int]()
+    poisoned(run, {3, 4})
+
+    def listener(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
+            stop.saving = True
+        if isinstance(event, Saved) and event.kind == "checkpoint":
+            saved.append(event.step)
+
+    train(run, RunFolder(tmp_path), stop, listener)
+    assert saved == [5, 8]
+
+
+def test_lines_of_metrics_that_cannot_be_written_are_told_once_and_written_later(
+    tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder, told = make_run(), RunFolder(tmp_path), list[Event]()
+
+    @contextmanager
+    def full(path: Path) -> Iterator[Any]:
+        with path.open("a") as stream:
+            if 2 <= run.step <= 4:
+                stream.write("half a li")
+                raise OSError(28, "No space left on device")
+            yield stream
+
+    monkeypatch.setattr(report, "open_to_append", full)
+    train(run, folder, Stop(), told.append)
+    assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, 9))
+    notices = [event.text for event in told if isinstance(event, Notice)]
+    assert (
+        len([text for text in notices if "metrics.jsonl" in text and "trying again" in text]) == 1
+    )
+
+
+@pytest.mark.parametrize("line", ["5", "null", "{}", "[]", "{", "\udcff", '{"step": "7"}'])
+def test_a_line_that_is_none_ends_the_metrics(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "metrics.jsonl"
+    whole = json.dumps({"step": 1, "loss": 0.5, "lr": 0.1, "memory_bytes": 3})
+    again = whole.replace(": 1,", ": 2,")
+    file.write_bytes(f"{whole}\n{line}\n{again}\n".encode(errors="surrogateescape"))
+    assert [row["step"] for row in read_metrics(file)] == [1]
+    file.write_text(f"{whole}\n{whole}\n")
+    assert len(read_metrics(file)) == 1
 
 
 def test_prompts_that_changed_are_not_compared(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def single_estimates(run: Any, steps: int) -> list[tuple[float, float]]:
     found = []
     for _ in range(steps):
         before = run.progress.noise
-        advance(run, RunFolder(Path("nowhere")), ignore)
+        advance(run, ignore)
         after = run.progress.noise
         found.append(
             (
@@ -78,7 +78,7 @@ def test_every_way_of_stepping_measures_the_same(
     told = []
     for way in WAYS:
         run = noisy_run(make_run, make_config, linear_trainee, way)
-        rows = [advance(run, RunFolder(Path("nowhere")), ignore) for _ in range(20)]
+        rows = [advance(run, ignore) for _ in range(20)]
         told.append([row["gradient_variance"] for row in rows] + [rows[-1]["signal"]])
     for other in told[1:]:
         assert other == pytest.approx(told[0], rel=1e-3)
@@ -123,5 +123,5 @@ def test_metrics_and_summary_tell_the_scale(
 
 def test_nothing_is_measured_unasked(tmp_path: Path, make_run: Any, make_config: Any) -> None:
     run = make_run(make_config(training={"accumulation": 3}))
-    row = advance(run, RunFolder(tmp_path), ignore)
+    row = advance(run, ignore)
     assert [row[key] for key in ("noise_scale", "gradient_variance", "signal")] == [None] * 3

@@ -22,6 +22,7 @@ from acmsao_cli.data.randomness import Draw
 from acmsao_cli.engine import activations, streaming
 from acmsao_cli.engine.step import Core, NotFiniteError, build_core, let_go_of_step, training_step
 from acmsao_cli.engine.streaming import WINDOW, spread
+from acmsao_cli.engine.symptoms import excerpt
 from acmsao_cli.errors import ConfigError
 from acmsao_cli.models import catalog
 from acmsao_cli.models.quiet import quiet_libraries
@@ -192,6 +193,16 @@ def test_activations_kept_by_the_host_change_no_bit(
     _, weights, others = trained(recipe_of(family, folders[family], memory, **CASES[case]))
     assert losses == others
     assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
+
+
+def test_weights_that_wait_in_host_memory_can_be_watched(folders: dict[str, Path]) -> None:
+    """Their storage on the device is empty meanwhile."""
+    nearest = {"optimizer": {"fused_backward": True, "rounding": "nearest"}}
+    recipe = recipe_of("causal_lm", folders["causal_lm"], {"resident_blocks": 0}, **FULL | nearest)
+    trainee = catalog.family("causal_lm").open(recipe, torch.device("cpu"), torch.bfloat16)
+    looked_at = excerpt(build_core(recipe, trainee))
+    assert looked_at is not None
+    assert looked_at.unmoved() == 1.0
 
 
 def test_optimizer_state_of_trained_blocks_lives_with_them(folders: dict[str, Path]) -> None:

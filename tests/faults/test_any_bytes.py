@@ -118,7 +118,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def read_all(folder: Path) -> None:
     section = ImageData(source=str(folder), resolution=16, bucket_step=8)
-    reading = decoded(read(section))
+    reading = decoded(read(section), section)
     for problem in reading.problems:
         assert str(problem).isprintable(), ascii(str(problem))
     require(reading, section)
