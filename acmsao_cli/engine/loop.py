@@ -54,7 +54,14 @@ def train(
         draw_samples(run, folder, listener)
     watch = Watch(run, expectation, listener, losses_of(metrics.rows))
     # A copy of what is saved would count as the steps' memory.
-    checkpoints = Checkpoints(run, folder, metrics, listener, aside=lambda: not watch.is_comparing)
+    checkpoints = Checkpoints(
+        run,
+        folder,
+        metrics,
+        listener,
+        aside=lambda: not watch.is_comparing,
+        at_most=left_of_budget(run, expectation),
+    )
     stop.stepping = True
     try:
         take_steps(run, folder, checkpoints, metrics, stop, listener, watch)
@@ -63,6 +70,17 @@ def train(
     stop.heed()
     checkpoints.store.forget_aside()  # a run that went back to its end saves nothing anew
     return finish(run, folder, metrics, checkpoints, time.monotonic() - started, listener)
+
+
+def left_of_budget(run: Run, expectation: Expectation | None) -> int | None:
+    """Bytes that `memory.budget_gib` leaves beside what is planned.
+
+    None where there is no budget, or where it is not of the host's memory.
+    """
+    budget = run.config.recipe.memory.budget_gib
+    if budget is None or expectation is None or run.core.trainee.device.type != "cpu":
+        return None
+    return int(budget * 2**30) - expectation.peak_bytes
 
 
 def take_steps(
