@@ -165,7 +165,7 @@ def require_space(place: Path, nbytes: int, what: str) -> None:
     if nbytes > free:
         raise OutputError(
             f"{what} needs {nbytes / 2**20:.1f} MiB in {place}, where {free / 2**20:.1f} are free",
-            hint="free some space, keep fewer with --set checkpoint.keep=1, or write elsewhere "
+            hint="free some space, keep fewer checkpoints (checkpoint.keep), or write elsewhere "
             "with --output",
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from acmsao_cli.errors import CheckpointError
 WEIGHTS = "weights"
 OPTIMIZER = "optimizer"
 
-# These may differ between the run that saved and the run that continues: they do not change what a
-# step computes. Everything else would silently make it another run. Model and data are compared by
-# content (`engine.continuation`), wherever they lie.
+# These may differ between the run that saved and the run that continues: it is the same training,
+# longer, or with its numbers kept elsewhere. Everything else would silently make it another run.
+# Model and data are compared by content (`engine.continuation`), wherever they lie.
 FREE_TO_CHANGE = (
     "about",
     "model.source",
@@ -42,7 +42,18 @@ FREE_TO_CHANGE = (
     "output",
 )
 
-# Nor do these values of a setting: exact clipping is exact clipping, in one pass or in two.
+# Of those the later bits may follow from these: the course of the rate, what the state can hold,
+# and the order of the loss head's sums. So it is recorded that they changed.
+ALTERING = (
+    "training.steps",
+    "training.epochs",
+    "optimizer.storage",
+    "memory.loss_chunk",
+    "memory.slice_head",
+)
+
+# These values of a setting may take each other's place, to the bit: exact clipping is exact
+# clipping, in one pass or in two.
 ALIKE = {"training.clip": ("global", "two_pass")}
 
 
@@ -123,9 +134,12 @@ def require_same_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
 
 def may_differ(key: str, before: Any, now: Any) -> bool:
     """Whether the setting at dotted path `key` may change so in mid-run."""
-    if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
-        return True
-    return key in ALIKE and {before, now} <= set(ALIKE[key])
+    return is_below(key, FREE_TO_CHANGE) or (key in ALIKE and {before, now} <= set(ALIKE[key]))
+
+
+def is_below(key: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted path is one of these, or within one."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

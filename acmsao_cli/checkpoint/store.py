@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from acmsao_cli.data.files import text_of
 from acmsao_cli.errors import CheckpointError
 from acmsao_cli.identity import sha256
 from acmsao_cli.models.safetensors_writer import write_tensors
@@ -37,6 +38,8 @@ NAME = re.compile(r"step-(\d{8})")
 FORMER = ".former.tmp"
 # Before the name of a checkpoint of a course that the run has left.
 ASIDE = "left-"
+# In a checkpoint's header: the mean loss of the steps before it, if there were any that count.
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,6 @@ class Checkpoint:
             return dict(load_file(file))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint file {file} cannot be read: {error}") from None
-
-
-# In a checkpoint's header: by how little it lost to the others, if that was measured.
-LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class CheckpointStore:
 
         When this returns it is on the disk. Raises OutputError, and nothing has changed.
         """
-        target = self.folder / f"step-{step:08d}"
+        target = path_in(self.folder, step)
         temporary = self.folder / f".{target.name}.tmp"
         require_space(self.folder, num_bytes(files), "the checkpoint")
         with writing(self.folder), self._cleared(temporary):
@@ -125,10 +124,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        if not self.folder.is_dir():
-            return []
-        found = (step_of(entry) for entry in self.folder.iterdir())
-        return sorted(step for step in found if step is not None)
+        return saved_steps(self.folder)
 
     def best(self) -> tuple[int, float] | None:
         """The step and the loss of the checkpoint that says the lowest; of equals, the newest."""
@@ -139,7 +135,7 @@ class CheckpointStore:
     def _loss(self, step: int) -> float | None:
         """What a checkpoint's header says, if it can be read."""
         try:
-            manifest = json.loads((self.folder / f"step-{step:08d}" / MANIFEST).read_bytes())
+            manifest = json.loads(text_of(path_in(self.folder, step) / MANIFEST))
             return float(manifest["header"][LOSS])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -157,20 +153,6 @@ class CheckpointStore:
             if newer > step:
                 self._remove(newer)
 
-    def set_aside_after(self, step: int) -> None:
-        """Make checkpoints newer than `step` none, for good: the run goes on from there.
-
-        Their files stay under another name until it has saved again. Raises OutputError.
-        """
-        newer = [one for one in self.steps() if one > step]
-        with writing(self.folder):
-            for one in newer:
-                name = f"step-{one:08d}"
-                shutil.rmtree(self.folder / f"{ASIDE}{name}", ignore_errors=True)
-                os.replace(self.folder / name, self.folder / f"{ASIDE}{name}")
-            if newer:
-                flush_folder(self.folder)
-
     def forget_aside(self) -> None:
         """Remove what was set aside."""
         for path in self.folder.glob(f"{ASIDE}*"):
@@ -178,7 +160,7 @@ class CheckpointStore:
 
     def _remove(self, step: int) -> None:
         """Make it no checkpoint at once, then take its files away."""
-        path = self.folder / f"step-{step:08d}"
+        path = path_in(self.folder, step)
         gone = self.folder / f".{path.name}.gone.tmp"
         with suppress(OSError):
             os.replace(path, gone)
@@ -208,6 +190,34 @@ def write_file(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"bytes": hashed.num_bytes, "sha256": hashed.digest}
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in `folder`, ascending; whole or not."""
+    if not folder.is_dir():
+        return []
+    found = (step_of(entry) for entry in folder.iterdir())
+    return sorted(step for step in found if step is not None)
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Make checkpoints newer than `step` none, for good: the run goes on from there.
+
+    Their files stay under another name until it has saved again. Raises OutputError.
+    """
+    newer = [path_in(folder, one) for one in saved_steps(folder) if one > step]
+    with writing(folder):
+        for path in newer:
+            aside = folder / f"{ASIDE}{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+        if newer:
+            flush_folder(folder)
+
+
+def path_in(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def step_of(path: Path) -> int | None:
     """The step that a checkpoint's name tells; None for a name that is none."""
     match = NAME.fullmatch(path.name)
@@ -216,8 +226,8 @@ def step_of(path: Path) -> int | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, not yet verified."""
-    steps = CheckpointStore(folder, keep=1).steps()
-    return folder / f"step-{steps[-1]:08d}" if steps else None
+    steps = saved_steps(folder)
+    return path_in(folder, steps[-1]) if steps else None
 
 
 def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -226,9 +236,9 @@ def open_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     None where there is no checkpoint. Raises CheckpointError where there are, and none is whole.
     """
     wrong: list[str] = []
-    for step in reversed(CheckpointStore(folder, keep=1).steps()):
+    for step in reversed(saved_steps(folder)):
         try:
-            return open_checkpoint(folder / f"step-{step:08d}"), wrong
+            return open_checkpoint(path_in(folder, step)), wrong
         except CheckpointError as error:
             wrong.append(error.message)
     if wrong:
@@ -248,7 +258,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             hint="name a folder like RUN/checkpoints/step-00000200",
         )
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(text_of(file))
         version, seal = manifest["format"], manifest.pop(SEAL, None)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {file} cannot be read: {error}", hint=OLDER) from None

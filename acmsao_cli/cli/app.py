@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     open_what_is_closed()
     try:
         with ended_by_signals():
+            require_current_folder()
             code = _run(argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -131,6 +132,17 @@ def _run(argv: list[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     return 0
+
+
+def require_current_folder() -> None:
+    """Raise ConfigError where the folder that commands start from has been removed."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current folder cannot be used: {error.strerror}",
+            hint="cd to one that is there",
+        ) from None
 
 
 def _tell(error: AcmsaoError, argv: Sequence[str]) -> int:

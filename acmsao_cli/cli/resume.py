@@ -63,6 +63,11 @@ def as_it_is(path: Path) -> tuple[RunConfig, RunFolder]:
 
     folder = RunFolder(path)
     name = folder.name
+    if name is None and folder.exists:
+        raise CheckpointError(
+            f"{folder.recipe} is not what the run wrote",
+            hint=f"`acmsao train RECIPE --output {path}`, with the run's recipe, goes on",
+        )
     if name is None:
         raise CheckpointError(
             f"{path} is not a run: it has no run.yaml of one",

@@ -135,7 +135,7 @@ def a_sliced_head_is_stepped_at_once(recipe: Recipe) -> Iterator[Broken]:
             f"`{key}` is for a full training that steps during backward",
             f"set optimizer.fused_backward=true, or drop {key}",
         )
-    if training.accumulation > 1 or training.batch_schedule or training.adaptive_batch:
+    if training.planned_portions > 1:
         yield Broken(
             (key, "training.accumulation", "training.batch_schedule", "training.adaptive_batch"),
             f"`{key}` keeps no gradient of the head that a second micro-batch could add to",

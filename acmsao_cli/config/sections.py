@@ -142,6 +142,20 @@ class TrainingSection(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="auto, cpu, cuda or cuda:N"
     )
+    deterministic: bool = Field(
+        False,
+        description="take only kernels that come to the same bits each time: what a GPU needs for "
+        "that, more slowly; a CPU does without",
+    )
+
+    @property
+    def planned_portions(self) -> int:
+        """Micro-batches of the largest step that memory can tell apart.
+
+        The second meets the gradients of the first; a third would change nothing.
+        """
+        grows = self.batch_schedule or self.adaptive_batch is not None
+        return 2 if grows else min(self.accumulation, 2)
 
 
 class MemorySection(Section):
@@ -175,7 +189,8 @@ class CheckpointSection(Section):
     background: bool = Field(
         True,
         description="write beside the training, from a copy in the host's memory; where that would "
-        "take more than 40 % of what is free, the training waits",
+        "take more than 40 % of what is free to this process, or on a CPU more than the budget "
+        "leaves, the training waits",
     )
 
 

@@ -24,6 +24,15 @@ def reason(error: BaseException) -> str:
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 
+def text_of(path: Path) -> str:
+    """What stands in a regular file; bytes that are no UTF-8 are replaced. Raises OSError."""
+    try:
+        with open_regular(path, str(path)) as stream:
+            return stream.read().decode("utf-8", errors="replace")
+    except DataError as error:
+        raise OSError(error.message) from error
+
+
 def open_regular(path: Path, place: str) -> BinaryIO:
     """Open for reading what must be a regular file; a pipe or a device would never end."""
     try:

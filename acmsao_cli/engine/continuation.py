@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from acmsao_cli.checkpoint.resume import recipe_changes, require_same_recipe
+from acmsao_cli.checkpoint.resume import ALTERING, is_below, recipe_changes, require_same_recipe
 from acmsao_cli.checkpoint.store import Checkpoint
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.data.base import Example, Problem, Reading, name_of
@@ -87,15 +87,17 @@ UNKNOWN: Final = Sources()
 class Continuation:
     """How a run that goes on differs from what it was at `step`, where it may.
 
-    `free` settings change nothing. `allowed` are, by kind, the differences that were allowed.
-    `made_with` are those that may show in the last bits. `model` are the model's `files` now, and
-    `before` what had been recorded already.
+    `free` settings may change; what comes later may follow from those that are `altering`.
+    `allowed` are, by kind, the differences that were allowed. `made_with` are those that may show
+    in the last bits. `model` are the model's `files` now, and `before` what had been recorded
+    already.
     """
 
     step: int
     files: Mapping[str, Path]
     model: Manifest
     free: Sequence[str]
+    altering: Sequence[str]
     allowed: Mapping[Kind, Sequence[str]]
     made_with: Sequence[str]
     before: Sequence[Change] = ()
@@ -116,7 +118,11 @@ class Continuation:
 
     def recorded(self) -> tuple[Change, ...]:
         """Every change that matters, from the beginning of the run."""
-        kinds = [*self.allowed.items(), (MADE_WITH, self.made_with)]
+        kinds = [
+            (Kind.recipe, self.altering),
+            *self.allowed.items(),
+            (MADE_WITH, self.made_with),
+        ]
         return (
             *self.before,
             *(
@@ -196,6 +202,7 @@ def check_continuation(
         files=files,
         model=model,
         free=[str(setting) for setting in free],
+        altering=[str(setting) for setting in free if is_below(setting.key, ALTERING)],
         allowed={what: lines for what, lines in found.items() if what in allowed},
         made_with=other_made_with(header[MADE_WITH], resolve_device(recipe.training.device)),
         before=header[CHANGES],

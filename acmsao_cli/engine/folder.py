@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acmsao_cli.checkpoint.store import newest_checkpoint, step_of
+from acmsao_cli.checkpoint.store import newest_checkpoint, path_in, step_of
+from acmsao_cli.data.files import text_of
 from acmsao_cli.engine.lock import held
 from acmsao_cli.errors import CheckpointError, ConfigError
 from acmsao_cli.identity import Item, Manifest, as_json, from_json
@@ -87,7 +88,7 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         """Where that of a step is."""
-        return self.checkpoints / f"step-{step:08d}"
+        return path_in(self.checkpoints, step)
 
     def checkpoint_bytes(self) -> int:
         """What the checkpoints take on the disk."""
@@ -145,8 +146,8 @@ class RunFolder:
 
         `made` goes from the nearest to the farthest.
         """
-        if os.listdir(self.path) == [LOCK]:
-            with suppress(OSError):  # another run comes into it
+        with suppress(OSError):  # another run comes into it, or somebody has taken it away
+            if os.listdir(self.path) == [LOCK]:
                 (self.path / LOCK).unlink()
                 self.path.rmdir()
                 for folder in made:
@@ -175,7 +176,7 @@ class Place:
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(text_of(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -184,8 +185,7 @@ def read_object(file: Path) -> dict[str, Any]:
 def first_line(file: Path) -> str:
     """The first line of a text file; empty if there is no such file."""
     try:
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            return stream.readline(200)
+        return text_of(file).partition("\n")[0][:200]
     except OSError:
         return ""
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.checkpoint.store import set_aside_after
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Finished, Listener, Notice, Saved, StepDone, Working
 from acmsao_cli.engine.folder import RunFolder
@@ -48,13 +48,20 @@ def train(
     started = time.monotonic()
     folder.reopen()
     # Before a line is cut: what is newer belongs to a course that the run has left.
-    CheckpointStore(folder.checkpoints, 1).set_aside_after(run.step)
+    set_aside_after(folder.checkpoints, run.step)
     metrics = MetricsFile(folder.metrics, run.step, listener)
     if run.step == 0 and sample_first:
         draw_samples(run, folder, listener)
     watch = Watch(run, expectation, listener, losses_of(metrics.rows))
     # A copy of what is saved would count as the steps' memory.
-    checkpoints = Checkpoints(run, folder, metrics, listener, aside=lambda: not watch.is_comparing)
+    checkpoints = Checkpoints(
+        run,
+        folder,
+        metrics,
+        listener,
+        aside=lambda: not watch.is_comparing,
+        at_most=left_of_budget(run, expectation),
+    )
     stop.stepping = True
     try:
         take_steps(run, folder, checkpoints, metrics, stop, listener, watch)
@@ -63,6 +70,17 @@ def train(
     stop.heed()
     checkpoints.store.forget_aside()  # a run that went back to its end saves nothing anew
     return finish(run, folder, metrics, checkpoints, time.monotonic() - started, listener)
+
+
+def left_of_budget(run: Run, expectation: Expectation | None) -> int | None:
+    """Bytes that `memory.budget_gib` leaves beside what is planned.
+
+    None where there is no budget, or where it is not of the host's memory.
+    """
+    budget = run.config.recipe.memory.budget_gib
+    if budget is None or expectation is None or run.core.trainee.device.type != "cpu":
+        return None
+    return int(budget * 2**30) - expectation.peak_bytes
 
 
 def take_steps(

@@ -14,7 +14,6 @@ import torch
 from acmsao_cli.config.sections import TrainingSection
 from acmsao_cli.engine import malloc
 from acmsao_cli.engine.events import MemoryMeasured
-from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.report import human_bytes
 from acmsao_cli.models.base import Batch
 
@@ -120,7 +119,7 @@ def spilled(seconds: Sequence[float], share_of_card: float) -> bool:
 
 def is_largest(batches: Sequence[Batch], planned: Batch, training: TrainingSection) -> bool:
     """Whether a step of `batches` was as large as the plan's: of its shape, in as many portions."""
-    if len(batches) < planned_portions(training):
+    if len(batches) < training.planned_portions:
         return False  # planned with a second portion, which meets the gradients of the first
     return any(
         all(batch.inputs[name].numel() >= value.numel() for name, value in planned.inputs.items())

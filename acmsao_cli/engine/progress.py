@@ -93,15 +93,6 @@ def scheduled_accumulation(training: TrainingSection, step: int) -> int:
     return reached[-1] if reached else training.accumulation
 
 
-def planned_portions(training: TrainingSection) -> int:
-    """Micro-batches of the largest step that memory can tell apart.
-
-    The second meets the gradients of the first; a third would change nothing.
-    """
-    grows = training.batch_schedule or training.adaptive_batch is not None
-    return 2 if grows else min(training.accumulation, 2)
-
-
 def steps_for(training: TrainingSection, micro_batches: int) -> int:
     """How many steps take at least `micro_batches`, under the schedule."""
     steps, left, count = 0, micro_batches, training.accumulation

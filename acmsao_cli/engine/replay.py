@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from acmsao_cli.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
+from acmsao_cli.checkpoint.store import Checkpoint, open_checkpoint, saved_steps
 from acmsao_cli.engine.assemble import Run
 from acmsao_cli.engine.events import Listener, Replayed
 from acmsao_cli.engine.folder import RunFolder
@@ -44,7 +44,7 @@ def passage(folder: RunFolder, rows: Sequence[Row], num_steps: int) -> Passage:
             f"{folder.path} has no step to take again", hint="let the run take some first"
         )
     last = rows[-1]["step"]
-    steps = [step for step in CheckpointStore(folder.checkpoints, 1).steps() if step < last]
+    steps = [step for step in saved_steps(folder.checkpoints) if step < last]
     checkpoint = open_checkpoint(folder.checkpoint(steps[-1])) if steps else None
     first = checkpoint.step if checkpoint else 0
     return Passage(checkpoint, [row for row in rows if row["step"] > first][:num_steps])
@@ -57,7 +57,7 @@ def replay(run: Run, folder: RunFolder, rows: Sequence[Row], listener: Listener)
     step, all its weights and state are compared too.
     """
     run.poisoned = {row["step"]: row["left_out"] for row in rows if row.get("left_out")}
-    kept = CheckpointStore(folder.checkpoints, 1).steps()
+    kept = saved_steps(folder.checkpoints)
     for row in rows:
         try:
             now = advance(run, lambda event: None)

@@ -13,6 +13,7 @@ from typing import Any
 from acmsao_cli import __version__
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.config.writing import to_yaml
+from acmsao_cli.data.files import text_of
 from acmsao_cli.engine.events import Listener, Notice
 from acmsao_cli.errors import OutputError
 from acmsao_cli.privacy import private
@@ -29,6 +30,9 @@ class MetricsFile:
     def __init__(self, path: Path, steps_done: int, listener: Listener) -> None:
         self.path, self.listener = path, listener
         self.rows = [row for row in read_metrics(path) if row["step"] <= steps_done]
+        if len(self.rows) < steps_done:
+            missing = steps_done - len(self.rows)
+            listener(Notice(f"{path} lacks the lines of {missing} of the {steps_done} steps done"))
         whole = "".join(map(line_of, self.rows))
         write_whole(path, whole)
         self._size, self._waiting = len(whole.encode()), ""
@@ -73,10 +77,8 @@ def line_of(row: Mapping[str, Any]) -> str:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file up to the first that is none, as a crash may leave it."""
-    if not path.is_file():
-        return []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text_of(path).splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

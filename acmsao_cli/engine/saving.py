@@ -34,7 +34,7 @@ class DamagedStateError(Exception):
 
 
 class Checkpoints:
-    """Saves where a run is, beside its steps while `aside()`.
+    """Saves where a run is, beside its steps while `aside()`, from copies of `at_most` bytes.
 
     A checkpoint that cannot be written is tried again at the next one's time, since space may be
     made; SAVES_MISSED in a row raise OutputError.
@@ -47,11 +47,14 @@ class Checkpoints:
         metrics: MetricsFile,
         listener: Listener,
         aside: Callable[[], bool],
+        at_most: int | None = None,
     ) -> None:
         section = run.config.recipe.checkpoint
         self.run, self.metrics, self.listener = run, metrics, listener
         self.store = CheckpointStore(folder.checkpoints, section.keep, section.keep_best)
-        self.writer = Writer(self.store.save, aside=lambda: section.background and aside())
+        self.writer = Writer(
+            self.store.save, aside=lambda: section.background and aside(), at_most=at_most
+        )
         self.missed, self.begun_at = 0, run.step
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -46,6 +46,7 @@ class Stop:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if self.number is not None:
+            leave_terminal()
             os._exit(128 + number)
         self.number = number
         if not self.stepping and not self.closing:
@@ -67,6 +68,13 @@ class Stop:
             raise Interrupted(self.number)
 
 
+def leave_terminal() -> None:
+    """Say that the process ends at once, below the live lines, and show the cursor again."""
+    shown = b"\x1b[?25h" if os.isatty(2) else b""
+    with suppress(OSError):
+        os.write(2, shown + b"\nstopped at once; checkpoints that were made are whole\n")
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
     """Note SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of dying of them. Raises StoppedError.
@@ -84,7 +92,7 @@ def stop_on_signal() -> Iterator[Stop]:
         stop.closing = True
     except Interrupted as stopped:
         message = "stopped; nothing new had to be saved"
-        raise StoppedError(stopped.number, message) from None
+        raise StoppedError(stopped.number, message, hint="the same command goes on") from None
     finally:
         stop.closing = True
         for number, handler in previous.items():

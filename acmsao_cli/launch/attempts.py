@@ -12,6 +12,7 @@ from acmsao_cli.data.manifest import left_out
 from acmsao_cli.data.reading import bad
 from acmsao_cli.engine.assemble import Run, assemble, restore
 from acmsao_cli.engine.continuation import Sources, as_begun
+from acmsao_cli.engine.deterministic import reproducible
 from acmsao_cli.engine.events import Listener, Notice
 from acmsao_cli.engine.folder import Place
 from acmsao_cli.engine.loop import TAMER, PoisonedStepError
@@ -95,7 +96,7 @@ class Training:
         write_recipe(config, folder.recipe, start.facts)
         expectation = Expectation(start.predicted_bytes)
         try:
-            with out_of_memory_named(config.recipe):
+            with out_of_memory_named(config.recipe), reproducible(config.recipe.training):
                 reading = as_begun(self.reading, self.checkpoint)
                 continued = self.checkpoint is not None
                 prepared = assemble(

@@ -8,6 +8,7 @@ from acmsao_cli.checkpoint.store import Checkpoint, open_newest
 from acmsao_cli.config.recipe import RunConfig
 from acmsao_cli.engine.assemble import assemble, restore
 from acmsao_cli.engine.continuation import CHANGES, MADE_WITH, Sources
+from acmsao_cli.engine.deterministic import reproducible
 from acmsao_cli.engine.events import Listener, Notice
 from acmsao_cli.engine.folder import RunFolder
 from acmsao_cli.engine.replay import Passage, passage, replay
@@ -27,7 +28,7 @@ def verify(
     listener: Listener,
 ) -> None:
     """Take steps again. Raises CheckpointError that says what did not come out as it was."""
-    with stop_on_signal(), folder.locked():
+    with stop_on_signal(), folder.locked(), reproducible(config.recipe.training):
         chosen = passage(folder, read_metrics(folder.metrics), num_steps)
         compared = chosen.checkpoint or beginning(config, folder)
         prepared = prepare(config, folder, compared, allow_changed, listener)
@@ -41,7 +42,8 @@ def verify(
         raise CheckpointError(
             f"{folder.path} does not come to the same bits: {wrong}",
             hint="another machine, another number of threads or other versions of the libraries "
-            "compute with other last digits; the run can go on all the same",
+            "compute with other last digits, and so does a GPU each time, unless the run was made "
+            "with training.deterministic=true; the run can go on all the same",
         )
     began = f"step {chosen.checkpoint.step}" if chosen.checkpoint else "the beginning"
     listener(Notice(f"{len(chosen.rows)} steps from {began} came out the same to the bit"))

@@ -4,7 +4,8 @@ A model of torch's CUDA allocator with expandable segments: sizes in multiples o
 up to 1 MiB in one pool and larger ones in another, each a single range of addresses that grows at
 its end by pages of 2 and 20 MiB. A request takes the smallest free piece that holds it, a freed
 piece joins its free neighbours, and a page once taken is kept. It was written from the allocator's
-rules (c10/cuda/CUDACachingAllocator.cpp); the streams of copies count as the one that computes.
+rules (c10/cuda/CUDACachingAllocator.cpp). The streams of copies count as the one that computes, but
+torch caches for each stream apart: where blocks or activations stream, it may take more.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ class Estimates:
         streams = isinstance(resident, int)
         away = self.streamed_bytes(resident) if isinstance(resident, int) else 0
         state = 0 if streams and full else self.state(recipe).device
-        kept = not (full and recipe.optimizer.fused_backward and training.accumulation == 1)
+        at_once = training.planned_portions == 1
+        kept = not (full and recipe.optimizer.fused_backward and at_once)
         gradients = sum(self._trained) if kept else max(self._trained)
         offloaded = bool(value_of(recipe, OFFLOADING))
         activations = self.trainee.activation_bytes(
@@ -96,7 +97,7 @@ class Estimates:
         )
         # Gradients come while activations go; but those of an earlier micro-batch are there from
         # the start, and offloaded activations are as many at the end.
-        alternate = training.accumulation == 1 and (full or not offloaded)
+        alternate = at_once and (full or not offloaded)
         high = max(activations, gradients) if alternate else activations + gradients
         workspace = min(WORKSPACE_BYTES, 8 * max(self._trained))
         tensors = self._weights - away + state + high + workspace

@@ -16,7 +16,6 @@ from torch import nn
 from acmsao_cli.config.recipe import Recipe, RunConfig
 from acmsao_cli.config.rules import formats_of
 from acmsao_cli.engine.precision import resolve_device, resolve_dtype
-from acmsao_cli.engine.progress import planned_portions
 from acmsao_cli.engine.step import Core, build_core, trained, training_step
 from acmsao_cli.memory.allocator import BLOCK, host_peak_bytes, page_locked_bytes, reserved_bytes
 from acmsao_cli.memory.attention import fused_attention_shapes
@@ -197,7 +196,7 @@ def disk_bytes(recipe: Recipe, core: Core, facts: Facts) -> dict[str, int]:
 def meta_batches(core: Core, recipe: Recipe) -> list[Batch]:
     """The largest micro-batches of a step."""
     training = recipe.training
-    count = planned_portions(training)
+    count = training.planned_portions
     return [core.trainee.meta_batch(training.batch_size) for _ in range(count)]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, Unpack, cast, get_args
 import torch
 
 from acmsao_cli.errors import OptimizerError
+from acmsao_cli.host_memory import host_memory
 from acmsao_cli.optim import accounting, typed
 from acmsao_cli.optim.admission import Admission
 from acmsao_cli.optim.banks import powers
@@ -138,10 +139,7 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
-    import psutil  # the rest of this package needs torch alone
-
-    memory = psutil.virtual_memory()
-    return int(memory.available), int(memory.total)
+    return host_memory()
 
 
 def _said(size: int) -> str:

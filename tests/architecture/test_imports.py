@@ -20,11 +20,12 @@ FILES = sorted(set(PACKAGE.rglob("*.py")) - ROOT)
 
 # Each may import those before it.
 ORDER = (
-    *("builtin", "errors", "privacy", "writing", "versions", "identity", "config", "optim"),
-    *("data", "models", "checkpoint", "engine", "memory", "bench", "launch", "cli"),
+    *("builtin", "errors", "privacy", "writing", "versions", "identity", "host_memory"),
+    *("config", "optim", "data", "models", "checkpoint", "engine", "memory"),
+    *("bench", "launch", "cli"),
 )
 # Beyond the order: the optimizer could be a package of its own.
-ONLY = {"optim": {"errors"}, "config": {"builtin", "errors", "privacy"}}
+ONLY = {"optim": {"errors", "host_memory"}, "config": {"builtin", "errors", "privacy"}}
 SLOW = {
     *("torch", "numpy", "transformers", "diffusers", "peft", "accelerate", "bitsandbytes"),
     *("datasets", "matplotlib", "PIL", "safetensors", "huggingface_hub", "tokenizers"),

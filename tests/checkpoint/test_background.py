@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import OutOfMemoryError as OOM
 
 from acmsao_cli.checkpoint import background
 from acmsao_cli.checkpoint.background import Writer
-from acmsao_cli.checkpoint.store import CheckpointStore
+from acmsao_cli.checkpoint.store import CheckpointStore, num_bytes
 from acmsao_cli.errors import OutputError
+from acmsao_cli.host_memory import Room
 
 
 def files() -> dict[str, dict[str, torch.Tensor]]:
@@ -68,21 +70,46 @@ def test_a_save_that_failed_is_told_once_and_the_next_is_tried(tmp_path: Path, a
         writer.wait()
 
 
-def test_where_memory_for_a_copy_is_missing_the_training_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def thread_of_a_save(tmp_path: Path, at_most: int | None = None) -> str:
+    """The name of the thread in which a writer saves."""
     threads: list[str] = []
 
     def save(*what: object) -> Path:
         threads.append(threading.current_thread().name)
         return tmp_path
 
-    writer = Writer(save, aside=lambda: True)
-    monkeypatch.setattr(background, "SHARE_OF_FREE_MEMORY", 0.0)
+    writer = Writer(save, aside=lambda: True, at_most=at_most)
     writer.begin(1, files(), {})
-    assert writer.written() == tmp_path
-    monkeypatch.setattr(background, "SHARE_OF_FREE_MEMORY", 0.9)
-    writer.begin(2, files(), {})
-    writer.wait()
-    assert threads[0] == threading.main_thread().name
-    assert threads[1].startswith("checkpoint")
+    assert writer.wait() == tmp_path
+    return threads[0]
+
+
+HERE = threading.main_thread().name
+
+
+def test_where_memory_for_a_copy_is_missing_the_training_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free to the process decides, which may be less than the machine has free."""
+    size = num_bytes(files())
+    enough = int(size / background.SHARE_OF_FREE_MEMORY) + 1
+    for free, thread in ((enough, "checkpoint"), (enough - 3, HERE)):
+        monkeypatch.setattr(background, "host_memory", lambda free=free: Room(free, 2 * enough))
+        assert thread_of_a_save(tmp_path).startswith(thread)
+
+
+def test_no_copy_is_larger_than_it_may_be(tmp_path: Path) -> None:
+    size = num_bytes(files())
+    assert thread_of_a_save(tmp_path, at_most=size).startswith("checkpoint")
+    assert thread_of_a_save(tmp_path, at_most=size - 1) == HERE
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("not enough memory"), OOM("CUDA")])
+def test_where_memory_runs_out_while_it_is_copied_the_training_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def copied(files: object) -> None:
+        raise error
+
+    monkeypatch.setattr(background, "copied", copied)
+    assert thread_of_a_save(tmp_path) == HERE

@@ -58,6 +58,23 @@ def test_steps_that_are_taken_again_come_out_the_same_and_leave_the_run_as_it_is
     assert "DIFFERENT" in differs.out
 
 
+@pytest.mark.parametrize("family", ["lm", "sdxl"])
+def test_on_a_cpu_deterministic_kernels_are_those_it_takes_anyway(
+    acmsao: Any, family: str, request: pytest.FixtureRequest
+) -> None:
+    """The bits are the same; but it is another run, as on a GPU, and not gone on with as one."""
+    recipe, asked = str(request.getfixturevalue(family)), ("-s", "training.deterministic=true")
+    assert acmsao("train", recipe, "-o", "usual").code == 0
+    done = acmsao("train", recipe, "-o", "asked", *asked)
+    assert done.code == 0, done.err
+    assert last_state(Path("asked")) == last_state(Path("usual"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert acmsao("resume", "--verify", "asked").code == 0
+    refused = acmsao("train", recipe, "-o", "usual", *asked)
+    assert refused.code == 5
+    assert "training.deterministic: false in the run, true now" in refused.err
+
+
 def test_a_run_without_an_older_checkpoint_is_taken_again_from_its_beginning(
     acmsao: Any, lm: Path
 ) -> None:

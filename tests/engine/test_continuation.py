@@ -100,6 +100,21 @@ def test_components_and_settings_of_a_pipeline_that_changed_are_named(begun: Beg
     assert "--allow-changed model" in str(caught.value.hint)
 
 
+def test_of_settings_that_may_change_those_that_later_bits_follow_from_are_recorded(
+    begun: Begun,
+) -> None:
+    values = json.loads(begun.recipe.read_text())
+    values["training"] |= {"steps": 9, "gradient_checkpointing": True, "nonfinite_steps": 5}
+    values["optimizer"] = {"storage": "int8"}
+    begun.recipe.write_text(json.dumps(values))
+    found = begun.again()
+    assert len(found.free) == 4
+    altering = ["optimizer.storage: fp32 -> int8", "training.steps: 4 -> 9"]
+    assert list(found.recorded()) == [
+        {"step": 2, "what": "recipe", "change": line} for line in altering
+    ]
+
+
 @pytest.mark.parametrize(
     ("now", "says"),
     [

@@ -545,3 +545,43 @@ def test_a_launcher_that_starts_one_process_is_no_matter(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert acmsao("train", str(lm), "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("name", ["summary.json", "data.json", "model.json", "metrics.jsonl"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(acmsao: Any, lm: Path, name: str) -> None:
+    options = ("train", str(lm), "-o", "out", "-s", "training.steps=2")
+    assert acmsao(*options).code == 0
+    Path("out/summary.json").unlink()
+    Path("out", name).unlink(missing_ok=True)
+    os.mkfifo(Path("out", name))
+    again = acmsao(*options)
+    assert again.code in (0, 5), again.err
+    assert "Traceback" not in again.err
+
+
+def test_a_folder_that_is_gone_is_told(
+    acmsao: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    refused = acmsao("validate", "quickstart")
+    assert refused.code == 2
+    assert "the current folder cannot be used" in refused.err
+    with RunFolder(tmp_path / "run").locked():
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_a_damaged_account_of_a_run_is_not_taken_for_no_run(acmsao: Any, lm: Path) -> None:
+    options = ("train", str(lm), "-o", "out", "-s", "training.steps=2")
+    assert acmsao(*options).code == 0
+    Path("out/run.yaml").write_text("garbage: [")
+    refused = acmsao("resume", "out")
+    assert refused.code == 5
+    assert "is not what the run wrote" in refused.err
+    assert "--output out" in refused.err
+    Path("out/metrics.jsonl").unlink()
+    longer = acmsao(*options[:-1], "training.steps=3")
+    assert longer.code == 0, longer.err
+    assert "lacks the lines of 2 of the 2 steps done" in " ".join(longer.out.split())

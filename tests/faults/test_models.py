@@ -17,6 +17,8 @@ from command_line import UNSEEN, Acmsao, refused
 from faults.conftest import Spoilt
 from safetensors.torch import load_file, save_file
 
+from acmsao_cli.models.causal_lm import chat
+
 pytestmark = pytest.mark.usefixtures("ends")
 
 # How a model is stored: its folder on the shelf, or one file; and which file is spoilt.
@@ -606,3 +608,33 @@ def test_links_that_go_in_circles_end(train: Callable[..., Any], copied: Spoilt)
     shutil.rmtree(place)
     place.symlink_to("bad")
     refused(train("lm"), 3, "bad")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% for x in range(999999999) %}{% endfor %}", "Range too big"),
+        ("{% for", "unexpected"),
+        (
+            "{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than 0.5 seconds",
+        ),
+    ],
+    ids=["division", "range", "syntax", "for-good"],
+)
+def test_a_faulty_chat_template_is_refused_by_name(
+    acmsao: Acmsao,
+    lm: Path,
+    shelf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(chat, "RENDERING_SECONDS", 0.5)
+    model = tmp_path / "model"
+    shutil.copytree(shelf / "lm", model)
+    (model / "chat_template.jinja").write_text(template)
+    outcome = acmsao("train", str(lm), "-s", f"model.source={model}")
+    refused(outcome, 3, "chat template is faulty", words)

@@ -47,6 +47,24 @@ def run(folders: dict[str, Path], bound: float | None = None, **changes: Any) ->
     return RunConfig("x", build_recipe(folders["causal_lm"], **sections), {})
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "grows",
+    [{"batch_schedule": [[1, 3]]}, {"accumulation": 2, "adaptive_batch": 4}],
+    ids=["schedule", "adaptive"],
+)
+def test_a_batch_that_grows_is_expected_to_need_what_two_portions_do(
+    folders: dict[str, Path], method: str, grows: dict[str, Any]
+) -> None:
+    """As it is traced: the largest step decides, not the first."""
+
+    def expected(**training: Any) -> int:
+        recipe = at_best(run(folders, method={"kind": method}, training=training).recipe)
+        return Estimates(recipe, None).needed_bytes(recipe)
+
+    assert expected() < expected(accumulation=2) == expected(**grows)
+
+
 def test_without_a_bound_the_best_is_taken(folders: dict[str, Path]) -> None:
     decided = decide(run(folders))
     assert decided.config.recipe == at_best(run(folders).recipe)

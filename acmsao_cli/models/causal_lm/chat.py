@@ -13,12 +13,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from acmsao_cli.data.base import Message, TextExample
+from acmsao_cli.data.files import reason
 from acmsao_cli.errors import DataError, InputError, ModelError
+from acmsao_cli.models.time_limit import TookTooLongError, time_limit
 
+# Of one chat; a template of an ordinary model takes a millisecond.
+RENDERING_SECONDS = 20
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # What instructions become where the tokenizer has no chat template of its own.
@@ -133,13 +137,19 @@ def _render(
     marked: bool,
 ) -> tuple[str, list[Span]]:
     try:
-        texts, spans = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=tokenizer.get_chat_template(),
-            add_generation_prompt=prompt,
-            return_assistant_tokens_mask=marked,
-            **tokenizer.special_tokens_map,
-        )
+        with time_limit(RENDERING_SECONDS):
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=tokenizer.get_chat_template(),
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=marked,
+                **tokenizer.special_tokens_map,
+            )
+    except (TemplateSyntaxError, ArithmeticError, RecursionError, TookTooLongError) as error:
+        raise ModelError(
+            f"the tokenizer's chat template is faulty: {reason(error)}",
+            hint="repair chat_template in the model's folder, or start from another model",
+        ) from error
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(
             f"{example.place}: the tokenizer's chat template refuses this chat: {error}",

@@ -57,7 +57,7 @@ def activation_bytes(trainee: Any, tokens: int, *, checkpointed: bool, offloaded
 
 def _left_by_the_head(recipe: CausalLmRecipe, trained_head: int) -> int:
     """Of gradients that wait since earlier micro-batches: stepped before the layers begin."""
-    fused = recipe.optimizer.fused_backward and recipe.training.accumulation > 1
+    fused = recipe.optimizer.fused_backward and recipe.training.planned_portions > 1
     return trained_head if fused else 0
 
 
