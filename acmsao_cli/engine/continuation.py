@@ -215,7 +215,7 @@ def differences(before: Manifest, now: Manifest, saved: str) -> list[str]:
     `before` is what was noted last, which may be of another time than the checkpoint.
     """
     if not saved:
-        return ["it could not be identified then: its files were changed or gone by that time"]
+        return ["it could not be identified then"]
     if digest(now) == saved:
         return []
     if digest(before) != saved:
@@ -246,12 +246,12 @@ def listed(lines: Sequence[str]) -> str:
 def refuse(what: Kind, source: str, checkpoint: Checkpoint, changed: Sequence[str]) -> None:
     """Raise CheckpointError if there is a difference."""
     if changed:
-        whether = "is not" if checkpoint.header[what] else "may not be"
+        known = checkpoint.header[what] != ""
         raise CheckpointError(
-            f"the {what} at {source} {whether} what {checkpoint.path.name} was made with"
-            f"{listed(changed)}",
-            hint=f"put it back, go on with it as it is by --allow-changed {what}, or start a new "
-            "run: another --output, or --resume never without one",
+            f"the {what} at {source} {'is not' if known else 'may not be'} what "
+            f"{checkpoint.path.name} was made with{listed(changed)}",
+            hint=f"{'put it back, ' if known else ''}go on with it as it is by --allow-changed "
+            f"{what}, or start a new run: another --output, or --resume never without one",
         )
 
 
