@@ -106,7 +106,8 @@ def take_steps(
         if reason is not None:
             message = f"out of memory in step {run.step + 1}: {reason}"
             if watch.steps_taken < EARLY_STEPS:
-                forget_attempt(checkpoints, began_at, run.step)
+                checkpoints.settle()
+                checkpoints.store.discard_after(began_at)  # it begins again there, changed
                 raise MemoryRanOutError(message, early=True)
             raise out_of_memory(message, run, checkpoints)
         checkpoints.look()
@@ -126,15 +127,6 @@ def take_steps(
             if reason is not None:
                 message = f"out of memory while drawing samples after step {run.step}: {reason}"
                 raise out_of_memory(message, run, checkpoints)
-
-
-def forget_attempt(checkpoints: Checkpoints, first: int, last: int) -> None:
-    """Remove what was saved between these steps: the run begins again there, with other settings.
-
-    A run that was brought back to `first` and has saved nothing since keeps what it had beyond.
-    """
-    if any(first < step <= last for step in checkpoints.steps()):
-        checkpoints.store.discard_after(first)
 
 
 def out_of_memory(message: str, run: Run, checkpoints: Checkpoints) -> MemoryRanOutError:
