@@ -83,7 +83,8 @@ def beginning(config: RunConfig, folder: RunFolder) -> Checkpoint:
         if change["what"] in list(Kind):
             raise CheckpointError(
                 f"{folder.path} has no checkpoint with steps behind it, and from its beginning it "
-                f"cannot be taken again: at step {change['step']} its {change['what']} was changed",
+                f"cannot be taken again: at step {change['step']} its {change['what']} was changed"
+                f"\n  {change['change']}",
                 hint="let the run go on to its next checkpoint",
             )
     return Checkpoint(folder.path, 0, newest.header)
