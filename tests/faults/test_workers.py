@@ -244,7 +244,8 @@ def test_the_keyboard_ends_a_run_with_its_workers_and_nothing_is_said_of_them(
 
     monkeypatch.setattr(workers.Crew, "gather", interrupted)
     outcome = acmsao("train", str(short), "-s", "data.workers=2")
-    assert outcome.err == "error: stopped; nothing new had to be saved\n"
+    told = "error: stopped; nothing new had to be saved\n  help: the same command goes on\n"
+    assert outcome.err == told
     assert outcome.code == 130
 
 
