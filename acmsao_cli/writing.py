@@ -126,6 +126,20 @@ def open_to_append(file: Path) -> IO[str]:
     return os.fdopen(os.open(file, flags, 0o666), "a+", encoding="utf-8")
 
 
+def append_whole(descriptor: int, content: bytes, size: int) -> None:
+    """Append to a file of `size` whole bytes; what comes of `content` in part is cut off again.
+
+    Raises OSError.
+    """
+    try:
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
+
+
 def require_writable(place: Path) -> None:
     """Raise OutputError if nothing can be written where `place` is, or will be; writes nothing."""
     with writing(place):

@@ -6,7 +6,6 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from acmsao_cli.data.files import text_of
 from acmsao_cli.engine.events import Listener, Notice
 from acmsao_cli.errors import OutputError
 from acmsao_cli.privacy import private
-from acmsao_cli.writing import open_to_append, write_whole, writing
+from acmsao_cli.writing import append_whole, open_to_append, write_whole, writing
 
 
 class MetricsFile:
@@ -59,15 +58,10 @@ class MetricsFile:
 
     def _write(self) -> None:
         """Write the lines that wait, after the whole ones."""
-        with writing(self.path):
-            try:
-                with open_to_append(self.path) as stream:
-                    stream.write(self._waiting)
-            except OSError:
-                with suppress(OSError):  # half a line may have come to the disk
-                    os.truncate(self.path, self._size)
-                raise
-        self._size, self._waiting = self._size + len(self._waiting.encode()), ""
+        content = self._waiting.encode()
+        with writing(self.path), open_to_append(self.path) as stream:
+            append_whole(stream.fileno(), content, self._size)
+        self._size, self._waiting = self._size + len(content), ""
 
 
 def line_of(row: Mapping[str, Any]) -> str:
