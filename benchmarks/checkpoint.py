@@ -33,7 +33,7 @@ from acmsao_cli.checkpoint.store import CheckpointStore, num_bytes, open_checkpo
 PLAIN: Final = "plain save_file"
 MATRICES: Final = ((1280, 1280),) * 30 + ((640, 640),) * 30 + ((1280,),) * 260
 # In a training loop: a save each so many steps.
-STEPS, EVERY = 120, 40
+STEPS, EVERY = 360, 120
 RECIPE: Final = (
     *("quickstart-llm", "-s", "training.steps=6", "-s", "training.epochs=null"),
     *("-s", "schedule.warmup_steps=2", "-s", "checkpoint.every=3", "-s", "training.batch_size=2"),
