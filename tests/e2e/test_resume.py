@@ -58,7 +58,7 @@ def test_steps_that_are_taken_again_come_out_the_same_and_leave_the_run_as_it_is
     assert "DIFFERENT" in differs.out
 
 
-@pytest.mark.parametrize("family", ["lm", "sdxl"])
+@pytest.mark.parametrize("family", ["lm", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_on_a_cpu_deterministic_kernels_are_those_it_takes_anyway(
     acmsao: Any, family: str, request: pytest.FixtureRequest
 ) -> None:

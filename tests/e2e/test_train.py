@@ -53,8 +53,7 @@ def test_a_lora_of_sdxl_leaves_files_that_plain_diffusers_loads(
                 assert torch.equal(loaded[plain], value), (file.name, name)
 
 
-@pytest.mark.parametrize("layout", ["folder", "single-file"])
-@pytest.mark.parametrize("preset", ["cpu", "16gb"])
+@pytest.mark.parametrize(("layout", "preset"), [("folder", "cpu"), ("single-file", "16gb")])
 def test_a_full_training_of_a_v_prediction_model_comes_back_from_both_formats(
     acmsao: Any, sdxl: Path, shelf: Path, tmp_path: Path, layout: str, preset: str
 ) -> None:

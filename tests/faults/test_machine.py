@@ -473,6 +473,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_suspended_in_a_save_goes_on(
     lm: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
